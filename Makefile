@@ -1,0 +1,33 @@
+# Two commands do everything on a machine with Python 3.11 or newer, pip and make:
+#   make demo    the main job, on a real model
+#   make test    the tests
+# Both create .venv on their first run.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo-output
+
+.PHONY: demo test check directions benchmarks clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/wsmerge demo --out $(OUT)
+
+test: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 -q
+
+# Train the bundled directions again, from the pairs beside them.
+directions: $(VENV)/.ready
+	$(BIN)/python experiments/smollm2/build_directions.py
+
+clean:
+	rm -rf $(OUT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Behaviour directions in weight space: versioned artifacts, and a merge engine that composes them."""

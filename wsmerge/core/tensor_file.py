@@ -1,0 +1,180 @@
+"""safetensors files: a strict reader by header and byte range, and the header of a file to be written.
+
+    8 bytes          length n of the header, little-endian
+    n bytes          JSON: {name: {dtype, shape, data_offsets: [begin, end)}, "__metadata__": {str: str}}
+    the rest         the tensors, back to back, in the order of their offsets
+
+Nothing is mapped or kept in memory but the header. The reader refuses what the format forbids: holes, overlaps,
+trailing bytes, duplicate names, a truncated file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from wsmerge.core.dtypes import DTYPES
+from wsmerge.core.tensors import TensorSpec
+from wsmerge.errors import Problems, TensorFileError
+
+__all__ = ["PAGE_BYTES", "TensorFile", "encode_header"]
+
+PAGE_BYTES: Final = 4096
+_LENGTH_BYTES: Final = 8
+_MAX_HEADER_BYTES: Final = 100_000_000
+_METADATA_KEY: Final = "__metadata__"
+
+
+class TensorFile:
+    """One safetensors file, open for reading; a context manager. Reads are positional, so threads may share it.
+
+    Raises:
+        TensorFileError: the file is missing, truncated or not well-formed; all problems of its header at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise TensorFileError(f"cannot be opened: {error.strerror}", where=str(path)) from error
+        try:
+            header, self._data_start = _read_header(self._fd, path)
+            self.metadata: Mapping[str, str] = header.pop(_METADATA_KEY, {})
+            size = os.fstat(self._fd).st_size
+            self.specs, self._begins = _check_entries(header, size - self._data_start, path)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def offset(self, name: str) -> int:
+        """Byte of the file at which tensor `name` starts."""
+        return self._data_start + self._begins[name]
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes of tensor `name` from its byte `start` on."""
+        position = self.offset(name) + start
+        filled = 0
+        while filled < len(out):
+            count = os.preadv(self._fd, [out[filled:]], position + filled)
+            if count == 0:
+                raise TensorFileError(f"ended while reading {name!r}: it was shortened meanwhile", where=str(self.path))
+            filled += count
+
+    def read(self, name: str) -> bytearray:
+        """All bytes of tensor `name`."""
+        data = bytearray(self.specs[name].nbytes)
+        self.read_into(name, 0, memoryview(data))
+        return data
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def encode_header(
+    specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None, *, align_bytes: int = 8
+) -> bytes:
+    """The length and header of a file that holds `specs` back to back in this order.
+
+    The header is padded with spaces so that the data starts at a multiple of `align_bytes`. More than one key in
+    `metadata` is fine here: unlike the safetensors package, the order is the given one, so equal inputs give equal bytes.
+    """
+    header: dict[str, Any] = {_METADATA_KEY: dict(metadata)} if metadata else {}
+    begin = 0
+    for spec in specs:
+        header[spec.name] = {
+            "dtype": spec.dtype.name,
+            "shape": list(spec.shape),
+            "data_offsets": [begin, begin + spec.nbytes],
+        }
+        begin += spec.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padding = -(_LENGTH_BYTES + len(text)) % align_bytes
+    return (len(text) + padding).to_bytes(_LENGTH_BYTES, "little") + text + b" " * padding
+
+
+def _read_header(fd: int, path: Path) -> tuple[dict[str, Any], int]:
+    size = os.fstat(fd).st_size
+    length = int.from_bytes(os.pread(fd, _LENGTH_BYTES, 0), "little")
+    if size < _LENGTH_BYTES or length > _MAX_HEADER_BYTES or _LENGTH_BYTES + length > size:
+        raise TensorFileError(
+            f"not a whole safetensors file: {size} bytes, and its header claims {length}",
+            where=str(path),
+            hint="download or write the file again",
+        )
+    try:
+        header = json.loads(os.pread(fd, length, _LENGTH_BYTES), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise TensorFileError(f"its header is not valid JSON: {error}", where=str(path)) from error
+    if not isinstance(header, dict):
+        raise TensorFileError("its header is no JSON object", where=str(path))
+    return header, _LENGTH_BYTES + length
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} occurs twice")
+    return entries
+
+
+def _check_entries(
+    header: Mapping[str, Any], data_bytes: int, path: Path
+) -> tuple[dict[str, TensorSpec], dict[str, int]]:
+    """Specs and begins in the order of the data, which must be covered without holes or overlaps."""
+    problems = Problems()
+    entries = [entry for name, value in header.items() if (entry := _entry(name, value, problems))]
+    problems.raise_if_any(TensorFileError, "its header is not well-formed", where=str(path))
+    entries.sort(key=lambda entry: entry[1:])
+    covered = 0
+    for spec, begin, end in entries:
+        if begin != covered:
+            problems.add(f"{spec.name}: starts at byte {begin}, and the tensor before it ends at {covered}")
+        if end - begin != spec.nbytes:
+            problems.add(
+                f"{spec.name}: {spec.dtype.name} {list(spec.shape)} takes {spec.nbytes} bytes, not {end - begin}"
+            )
+        covered = end
+    if not problems and covered != data_bytes:
+        state = "truncated" if data_bytes < covered else "longer than its header says"
+        problems.add(f"the file is {state}: {data_bytes} bytes of data, {covered} expected")
+    problems.raise_if_any(
+        TensorFileError, "not a whole safetensors file", where=str(path), hint="download or write the file again"
+    )
+    return {spec.name: spec for spec, _, _ in entries}, {spec.name: begin for spec, begin, _ in entries}
+
+
+def _entry(name: str, value: Any, problems: Problems) -> tuple[TensorSpec, int, int] | None:  # noqa: ANN401 - parsed JSON
+    try:
+        dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        problems.add(f"{name}: lacks dtype, shape or data_offsets")
+        return None
+    if dtype not in DTYPES:
+        problems.add(f"{name}: unknown dtype {dtype!r}")
+    elif not isinstance(shape, list) or not _naturals((*shape, begin, end)):
+        problems.add(f"{name}: shape {shape} or offsets {[begin, end]} are not natural numbers")
+    else:
+        return TensorSpec(name, DTYPES[dtype], tuple(shape)), begin, end
+    return None
+
+
+def _naturals(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values)
