@@ -1,0 +1,166 @@
+"""Runs a plan: stream into OUT.partial, sidecars, report, rename."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from wsmerge.core.dtypes import DType
+from wsmerge.engine.fidelity import FidelityReport, fidelity_report
+from wsmerge.engine.journal import Journal
+from wsmerge.engine.kernels import load_kernels
+from wsmerge.engine.layout import INDEX_FILE, index_json
+from wsmerge.engine.output import REPORT_FILE, OutputFolder, check_output
+from wsmerge.engine.plan import MergePlan
+from wsmerge.engine.sidecars import carry_over, model_card, write_synced
+from wsmerge.engine.sink import ShardFiles
+from wsmerge.engine.stream import Progress, StreamResult, run_stream
+
+__all__ = ["MergeJob", "MergeReport", "run_merge"]
+
+SCHEMA: Final = "wsmerge.merge/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeJob:
+    """Everything that a merge is told beside its plan.
+
+    Attributes:
+        out: the folder to make.
+        recipe: the recipe as JSON values, for provenance and the model card.
+        recipe_text: the recipe as it was written, where it was.
+        base_model: how the card names the base: a Hub id, else the folder's name.
+        out_dtype: the dtype that the recipe asks for, None for each tensor's own.
+        overwrite: whether an `out` that wsmerge wrote may be replaced.
+        keep_partial: whether an interrupted merge leaves OUT.partial, to be resumed.
+    """
+
+    out: Path
+    recipe: Mapping[str, Any]
+    recipe_text: str | None
+    base_model: str
+    out_dtype: DType | None = None
+    overwrite: bool = False
+    keep_partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a merge did.
+
+    Attributes:
+        out: the checkpoint folder.
+        fidelity: how much of the directions is left after rounding.
+        warnings: what the user should know; already worded for them.
+        elapsed_s: wall time in seconds.
+        written_bytes: bytes of the tensor files.
+        outputs: SHA-256 of each tensor file.
+    """
+
+    out: Path
+    fidelity: FidelityReport
+    warnings: tuple[str, ...]
+    elapsed_s: float
+    written_bytes: int
+    outputs: Mapping[str, str]
+
+
+def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) -> MergeReport:
+    """Carry out `plan` and return when the checkpoint stands at `job.out`.
+
+    Raises:
+        OutputError: the output exists, or cannot be written; nothing is left behind.
+        TensorFileError: an input changed or ended while it was read; nothing is left behind.
+    """
+    started = time.monotonic()
+    check_output(job.out, [plan.base.path], plan.write_bytes, overwrite=job.overwrite)
+    with OutputFolder(job.out, plan, overwrite=job.overwrite, keep_partial=job.keep_partial) as output:
+        result = _write_tensors(plan, output.folder, progress)
+        fidelity = fidelity_report(plan, result.moments)
+        report = _report(plan, job, result, fidelity)
+        _write_sidecars(plan, job, output.folder, report)
+        output.finish()
+    return MergeReport(
+        out=job.out,
+        fidelity=fidelity,
+        warnings=tuple(report["warnings"]),
+        elapsed_s=time.monotonic() - started,
+        written_bytes=plan.write_bytes,
+        outputs=result.shard_digests,
+    )
+
+
+def _write_tensors(plan: MergePlan, folder: Path, progress: Progress | None) -> StreamResult:
+    journal = Journal(folder, plan)
+    try:
+        with ShardFiles(folder, plan.shards) as files:
+            result = run_stream(plan, files, journal, progress)
+            files.sync()
+    finally:
+        journal.close()
+    return result
+
+
+def _write_sidecars(plan: MergePlan, job: MergeJob, folder: Path, report: Mapping[str, Any]) -> None:
+    carry_over(plan.base.path, folder, job.out_dtype)
+    if len(plan.shards) > 1:
+        write_synced(folder / INDEX_FILE, index_json(plan.shards))
+    write_synced(folder / "README.md", model_card(report))
+    write_synced(folder / REPORT_FILE, json.dumps(report, indent=2).encode() + b"\n")
+
+
+def _report(plan: MergePlan, job: MergeJob, result: StreamResult, fidelity: FidelityReport) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "recipe": dict(job.recipe),
+        "recipe_text": job.recipe_text,
+        "plan": plan.digest,
+        "base": {"model": job.base_model, "structure": plan.base.structure, "weights": result.base_weights},
+        "directions": [_direction_report(plan, number) for number in range(len(plan.directions))],
+        "outputs": {
+            shard.file: {"bytes": shard.file_bytes, "sha256": result.shard_digests[shard.file]} for shard in plan.shards
+        },
+        "versions": _versions(),
+        "fidelity": fidelity.to_dict(),
+        "warnings": _warnings(plan, result, fidelity),
+    }
+
+
+def _direction_report(plan: MergePlan, number: int) -> dict[str, Any]:
+    source = plan.directions[number].source
+    ks = [term.k for tensor in plan.tensors for term in tensor.terms if term.direction == number]
+    return {
+        "label": source.label,
+        "digest": source.digest,
+        "base": {"model": source.base.model, "structure": source.base.structure, "weights": source.base.weights},
+        "tensors": len(ks),
+        "k_min": min(ks, default=0.0),
+        "k_max": max(ks, default=0.0),
+    }
+
+
+def _warnings(plan: MergePlan, result: StreamResult, fidelity: FidelityReport) -> list[str]:
+    """A base of other weights is legitimate (a fine-tune is steered so), and worth knowing."""
+    lines = [
+        f"{item.source.label} was made over {item.source.base.model}, and {plan.base.label} has other weights of the same shapes"
+        for item in plan.directions
+        if item.source.base.weights != result.base_weights
+    ]
+    return [*lines, *([fidelity.warning] if fidelity.warning else [])]
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "wsmerge": importlib.metadata.version("wsmerge"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "kernels": load_kernels().name,
+    }

@@ -1,0 +1,166 @@
+"""Which tensor files make up a checkpoint, and whether they agree with their index.
+
+transformers is followed in what a folder means: the file that `config.json` names in `transformers_weights`, else
+`model.safetensors`, else the shards of `model.safetensors.index.json`. An index beside a single file is not looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from wsmerge.core.tensor_file import TensorFile
+from wsmerge.errors import CheckpointError, Problems, TensorFileError
+
+__all__ = ["SINGLE_FILE", "open_tensor_files", "read_json_object"]
+
+SINGLE_FILE: Final = "model.safetensors"
+INDEX_FILE: Final = "model.safetensors.index.json"
+_INDEX_SUFFIX: Final = ".index.json"
+_PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def open_tensor_files(path: Path, config: Mapping[str, Any]) -> list[TensorFile]:
+    """Open the tensor files of the checkpoint at `path`, a folder or one safetensors file, in the order of their names.
+
+    Raises:
+        CheckpointError: there are none, or they do not agree with the index; all problems at once.
+        TensorFileError: the one file is truncated or malformed.
+    """
+    if path.is_file():
+        return _open_file_argument(path)
+    if not path.is_dir():
+        raise CheckpointError("no such folder or file", where=str(path))
+    named = config.get("transformers_weights")
+    candidates = [named] if isinstance(named, str) else [SINGLE_FILE, INDEX_FILE]
+    for name in candidates:
+        if (path / name).is_file():
+            return _open_shards(path, name) if name.endswith(_INDEX_SUFFIX) else [TensorFile(path / name)]
+    raise _no_weights(path, candidates)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`; empty where there is no such file.
+
+    Raises:
+        CheckpointError: the file holds something else.
+    """
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read as JSON: {error}", where=str(file)) from error
+    if not isinstance(value, dict):
+        raise CheckpointError("is no JSON object", where=str(file))
+    return value
+
+
+def _open_file_argument(path: Path) -> list[TensorFile]:
+    if path.suffix == ".gguf":
+        raise _gguf(path)
+    if path.suffix in _PICKLE_SUFFIXES:
+        raise _pickled(path)
+    if path.name.endswith(_INDEX_SUFFIX):
+        return _open_shards(path.parent, path.name)
+    return [TensorFile(path)]
+
+
+def _open_shards(folder: Path, index_name: str) -> list[TensorFile]:
+    weight_map = _read_index(folder / index_name)
+    problems = Problems()
+    opened: list[TensorFile] = []
+    try:
+        for name in sorted(set(weight_map.values())):
+            shard = _open_shard(folder, name, problems)
+            if shard is not None:
+                opened.append(shard)
+        _check_agreement(weight_map, opened, problems)
+        problems.raise_if_any(
+            CheckpointError,
+            f"{index_name} and the tensor files do not agree",
+            where=str(folder),
+            hint="download or write the checkpoint again",
+        )
+    except BaseException:
+        for file in opened:
+            file.close()
+        raise
+    return opened
+
+
+def _open_shard(folder: Path, name: str, problems: Problems) -> TensorFile | None:
+    # Hub caches hold links out of their folder, so it is the name that must stay inside, not the file.
+    if Path(name).name != name:
+        problems.add(f"{name}: the index names a file outside of the folder")
+    elif not (folder / name).is_file():
+        problems.add(f"{name}: named by the index, and missing")
+    else:
+        try:
+            return TensorFile(folder / name)
+        except TensorFileError as error:
+            for line in error.details or (error.message,):
+                problems.add(f"{name}: {line}")
+    return None
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    weight_map = read_json_object(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError("its weight_map does not give each tensor a file", where=str(file))
+    if not weight_map:
+        raise CheckpointError("its weight_map is empty", where=str(file))
+    return weight_map
+
+
+def _check_agreement(weight_map: Mapping[str, str], opened: Sequence[TensorFile], problems: Problems) -> None:
+    seen: dict[str, str] = {}
+    for file in opened:
+        for name in file.specs:
+            if name in seen:
+                problems.add(f"{name}: in {seen[name]} and in {file.path.name}")
+            elif name not in weight_map:
+                problems.add(f"{name}: in {file.path.name}, and not in the index")
+            seen[name] = file.path.name
+    specs = {file.path.name: file.specs for file in opened}
+    for name, shard in weight_map.items():
+        if shard in specs and name not in specs[shard]:
+            problems.add(f"{name}: the index says {shard}, which does not hold it")
+
+
+def _no_weights(path: Path, candidates: Sequence[str]) -> CheckpointError:
+    files = sorted(path.iterdir())
+    pickled = [file for file in files if file.suffix in _PICKLE_SUFFIXES and file.name != "training_args.bin"]
+    gguf = [file for file in files if file.suffix == ".gguf"]
+    if (path / "adapter_config.json").is_file():
+        return CheckpointError(
+            "holds a PEFT adapter, not a checkpoint", where=str(path), hint="give the base that it was trained on"
+        )
+    if pickled:
+        return _pickled(pickled[0])
+    if gguf:
+        return _gguf(gguf[0])
+    loose = [file.name for file in files if file.suffix == ".safetensors"]
+    return CheckpointError(
+        f"holds neither {' nor '.join(candidates)}",
+        where=str(path),
+        hint=f"name the file itself: {loose[0]}" if len(loose) == 1 else "give the folder of a safetensors checkpoint",
+    )
+
+
+def _pickled(file: Path) -> CheckpointError:
+    return CheckpointError(
+        "holds pickled weights, and reading a pickle can run any code it carries",
+        where=str(file),
+        hint="convert it where you trust it: load it with transformers and call save_pretrained, which writes safetensors",
+    )
+
+
+def _gguf(file: Path) -> CheckpointError:
+    return CheckpointError(
+        "is a GGUF file, whose tensors are quantised and named differently",
+        where=str(file),
+        hint="dequantise it: from_pretrained(folder, gguf_file=...), drop quantization_config, then save_pretrained",
+    )

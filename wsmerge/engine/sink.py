@@ -1,0 +1,115 @@
+"""The output's tensor files, written block by block at known offsets.
+
+Where the file system allows it, whole pages go to the disk directly (O_DIRECT): they do not push the inputs out of the
+page cache, and several are in flight at once. Everything else takes the plain way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from wsmerge.core.tensor_file import PAGE_BYTES
+from wsmerge.engine.layout import Block, OutputShard
+from wsmerge.errors import OutputError, WsmergeError
+
+__all__ = ["ShardFiles", "output_failure"]
+
+_NO_DIRECT: Final = -1
+
+
+class ShardFiles:
+    """The open tensor files of an output folder; a context manager. Threads may write different blocks at once."""
+
+    def __init__(self, folder: Path, shards: Sequence[OutputShard]) -> None:
+        self._paths = [folder / shard.file for shard in shards]
+        self._plain: list[int] = []
+        self._direct: list[int] = []
+        try:
+            for path, shard in zip(self._paths, shards, strict=True):
+                self._plain.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+                self._direct.append(_open_direct(path))
+                os.truncate(path, shard.file_bytes)
+        except OSError as error:
+            self.close()
+            raise output_failure(error, folder) from error
+
+    def write(self, block: Block, data: memoryview) -> None:
+        """Write all of `data` (page-aligned memory) at the place of `block`."""
+        direct = self._direct[block.shard]
+        whole_pages = len(data) % PAGE_BYTES == 0 and block.offset % PAGE_BYTES == 0
+        fd = direct if direct != _NO_DIRECT and whole_pages else self._plain[block.shard]
+        try:
+            _write_all(fd, data, block.offset)
+        except OSError as error:
+            if fd != direct or error.errno != errno.EINVAL:
+                raise output_failure(error, self._paths[block.shard]) from error
+            # Some file systems open a file for direct writes and then refuse them.
+            self._direct[block.shard] = _NO_DIRECT
+            self.write(block, data)
+
+    def read(self, block: Block) -> bytes:
+        """What lies at the place of `block` now."""
+        return os.pread(self._plain[block.shard], block.nbytes, block.offset)
+
+    def sync(self) -> None:
+        """Return when all files are on the disk."""
+        for path, fd in zip(self._paths, self._plain, strict=True):
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                raise output_failure(error, path) from error
+
+    def close(self) -> None:
+        """Close all files."""
+        for fd in (*self._plain, *(fd for fd in self._direct if fd != _NO_DIRECT)):
+            os.close(fd)
+        self._plain, self._direct = [], []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def output_failure(error: OSError, path: Path) -> WsmergeError:
+    """The error to raise for an operation on the output that the system refused."""
+    hints = {
+        errno.ENOSPC: "free some room, or write to another disk",
+        errno.EDQUOT: "your quota is used up: free some room, or write to another disk",
+        errno.EACCES: "choose a folder that you may write to",
+        errno.EPERM: "choose a folder that you may write to",
+        errno.EROFS: "choose a folder on a file system that is not read-only",
+        errno.EFBIG: "write smaller shards with --max-shard-size, or lift the file-size limit",
+    }
+    return OutputError(
+        f"cannot be written: {error.strerror}",
+        where=str(path),
+        hint=hints.get(error.errno or 0, "see the system's message"),
+    )
+
+
+def _open_direct(path: Path) -> int:
+    flag = getattr(os, "O_DIRECT", 0)  # not every platform has it
+    if not flag:
+        return _NO_DIRECT
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | flag)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOTSUP):
+            return _NO_DIRECT
+        raise
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    written = 0
+    while written < len(data):
+        # A partial direct write ends on a page, so what is left stays aligned.
+        written += os.pwrite(fd, data[written:], offset + written)
