@@ -1,0 +1,229 @@
+import numpy as np
+import pytest
+
+from wsmerge.errors import RecipeError
+from wsmerge.recipe import Rule, load_recipe, parse_recipe, weight_from
+
+GOOD = "base_model: b\ndirections:\n  - direction: d\n    weight: 1\n"
+
+
+def problems_of(text: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text)
+    return list(caught.value.details) or [str(caught.value).splitlines()[0]]
+
+
+def in_entry(lines: str) -> list[str]:
+    """Problems of a recipe whose one entry goes on with `lines`, the first of which is line 4."""
+    return problems_of("base_model: b\ndirections:\n  - direction: d\n" + lines)
+
+
+def test_a_file_keeps_its_text_and_its_lines(tmp_path):
+    path = tmp_path / "recipe.yml"
+    path.write_text(f"# mine\n{GOOD}")
+    loaded = load_recipe(path)
+    assert loaded.recipe == parse_recipe(GOOD).recipe
+    assert loaded.text == f"# mine\n{GOOD}"
+    assert loaded.path == path
+    assert loaded.where("directions", 0, "weight") == f"{path}:5: directions[0].weight"
+    assert loaded.where("directions", 0, "weight", 7) == f"{path}:5: directions[0].weight[7]"
+    assert loaded.where() == f"{path}:2"
+
+
+def test_text_and_mappings_have_no_path_and_mappings_no_lines():
+    assert parse_recipe(GOOD).where("base_model") == "line 1: base_model"
+    loaded = parse_recipe({"base_model": "b", "directions": [{"direction": "d", "weight": 1}]})
+    assert loaded.where("directions", 0) == "directions[0]"
+    assert loaded.path is None
+    assert loaded.text == "base_model: b\ndirections:\n- direction: d\n  weight: 1.0\n"
+
+
+def test_all_problems_are_told_at_once_in_the_order_of_lines(tmp_path):
+    path = tmp_path / "recipe.yml"
+    path.write_text(
+        "directions:\n"
+        "  - direction: a\n"
+        "    wieght: 1\n"
+        "  - direction: 1.0\n"
+        "    weight:\n"
+        "      - 0.5\n"
+        "      - .nan\n"
+        "      - true\n"
+        "  - direction: c\n"
+        "    weight: 1\n"
+        "    weight: 2\n"
+        "out_dtype: bf16\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert caught.value.where == str(path)
+    assert caught.value.exit_code == 2
+    assert caught.value.details == (
+        f"{path}:1: base_model: missing key",
+        f"{path}:3: directions[0].wieght: unknown key; did you mean 'weight'?",
+        f"{path}:4: directions[1].direction: must be text, not 1.0; put quotes around it",
+        f"{path}:7: directions[1].weight[1]: nan is not finite",
+        f"{path}:8: directions[1].weight[2]: True is no number",
+        f"{path}:11: directions[2].weight: given twice, first on line 10",
+        f"{path}:12: out_dtype: unknown dtype 'bf16'; a checkpoint can be written as bfloat16, float16, float32, float64",
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ("    weight: 1\n    filter: x\n", "line 5: directions[0].filter: unknown key here; 'filter' belongs in a rule under weight"),
+        ("    weight: 1\n    out_dtype: x\n", "line 5: directions[0].out_dtype: unknown key here; 'out_dtype' belongs at the top of the recipe"),
+        ("    weight: 1\n    fliter: x\n", "line 5: directions[0].fliter: unknown key; did you mean 'filter', which belongs in a rule under weight?"),
+        ("    weight: 1\nweight: 1\n", "line 5: weight: unknown key here; 'weight' belongs in an entry of directions"),
+        ("    weight: 1\nOut_Dtype: x\n", "line 5: Out_Dtype: unknown key; did you mean 'out_dtype'?"),
+        ("    weight: 1\nmerge_metod: x\n", "line 5: merge_metod: unknown key; did you mean 'merge_method'?"),
+        ("    weight: 1\nxyz: 1\n", "line 5: xyz: unknown key; the keys here are base_model, directions, out_dtype"),
+        ("    parameters: {weight: 1}\n", "line 4: directions[0].parameters: unknown key; did you mean 'weight'?"),
+        ("    weight: [{layer_range: 1, value: 2}]\n", "line 4: directions[0].weight[0].layer_range: unknown key; did you mean 'layers'?"),
+        ("    weight: {0: 1, 1: 2}\n", "line 4: directions[0].weight[0]: 0 is no key; for one value a layer, list rules of layers and value"),
+        ("    weight: [{filter: x}]\n", "line 4: directions[0].weight[0].value: missing key"),
+        ("    weight: []\n", "line 4: directions[0].weight: is empty: give at least one"),
+        ("    weight:\n      - 1\n      - value: 2\n", "line 5: directions[0].weight[0]: must be a mapping of keys to values, not a number"),
+        ("    weight:\n      - layers: 8-15\n        value: 1\n      - layers: 7-3\n        value: 1\n", "line 7: directions[0].weight[1].layers: 7-3 is reversed; write 3-7"),
+        ("    weight: [{layers: [], value: 1}]\n", "line 4: directions[0].weight[0].layers: is empty: name at least one layer"),
+        ("    weight: [{filter: '', value: 1}]\n", "line 4: directions[0].weight[0].filter: is empty"),
+        ("", "line 3: directions[0].weight: missing key"),
+        ("    weight: 1\n  - x\n", "line 5: directions[1]: must be a mapping of keys to values, not text"),
+    ],
+)  # fmt: skip
+def test_problems_of_an_entry(lines, problem):
+    assert problem in in_entry(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("directions: [{direction: d, weight: 1}]", "line 1: base_model: missing key"),
+        ("base_model: b", "line 1: directions: missing key"),
+        ("base_model: b\ndirections: []", "line 2: directions: is empty: give at least one"),
+        ("base_model: b\ndirections: x", "line 2: directions: must be a list, not text"),
+        ("base_model: b\ndirections:", "line 2: directions: must be a list, not nothing"),
+        ("base_model: yes\n" + GOOD[14:], "line 1: base_model: must be text, not True; put quotes around it"),
+        ("base_model: {path: b}\n" + GOOD[14:], "line 1: base_model: the form with keys is not supported yet; write the path or the Hub's owner/name as text"),
+        (GOOD + "1: c", "line 5: [1]: 1 is no key"),
+        (GOOD + "base_model: c", "line 5: base_model: given twice, first on line 1"),
+    ],
+)  # fmt: skip
+def test_problems_of_the_whole(text, problem):
+    assert problems_of(text) == [problem]
+
+
+def test_a_recipe_that_merges_models_is_refused_and_not_half_read():
+    text = "merge_method: linear\nmodels:\n  - model: a\n    parameters: {weight: 1}\ndtype: bfloat16\n"
+    refused = "this version steers a base with directions;"
+    assert problems_of(text) == [
+        f"line 1: merge_method: {refused} merge_method is not supported yet",
+        f"line 2: models: {refused} models is not supported yet",
+        f"line 5: dtype: {refused} dtype is not supported yet",
+    ]
+
+
+@pytest.mark.parametrize("key", ["slices", "modules", "parameters", "tokenizer_source", "tokenizer", "chat_template"])
+def test_no_key_of_mergekit_is_ignored(key):
+    (problem,) = problems_of(f"{GOOD}{key}: x\n")
+    assert problem.startswith(f"line 5: {key}: this version steers a base with directions")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "line 1: the recipe is empty"),
+        ("# nothing\n---\n", "line 1: the recipe is empty"),
+        ("- a\n", "line 1: a recipe is a mapping with base_model and directions, not a list"),
+        ("word", "line 1: a recipe is a mapping with base_model and directions, not text"),
+        ("a: 1\nb: [\n", "line 3: not YAML: while parsing a flow node, expected the node content, but found '<stream end>'"),
+        ("a:\n\t- b\n", "line 2: not YAML: while scanning for the next token, found character '\\t' that cannot start any token"),
+        (f"{GOOD}---\n{GOOD}", "line 6: a second document begins; chained merges are not supported yet"),
+        ("a: 1\nb: \x07\n", "line 2: not YAML: the character '\\x07' may not stand in it"),
+        ("a: *b\n", "line 1: not YAML: found undefined alias 'b'"),
+        ("a: !!python/name:os.system x\n", "line 1: not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'"),
+        ("[" * 5000, "line 1: not a recipe: nested too deeply"),
+        ("? [a]\n: 1\n", "line 1: not YAML: while constructing a mapping, found unhashable key"),
+    ],
+)  # fmt: skip
+def test_what_is_no_yaml_mapping(text, problem):
+    assert problems_of(text) == [problem]
+
+
+def test_tabs_and_documents_come_with_advice():
+    with pytest.raises(RecipeError, match="next: YAML is indented with spaces, never with tabs"):
+        parse_recipe("a:\n\t- b\n")
+    with pytest.raises(RecipeError, match="next: put each document into a file of its own"):
+        parse_recipe(f"{GOOD}---\n{GOOD}")
+
+
+def test_an_empty_document_beside_the_recipe_is_no_second_one():
+    assert parse_recipe(f"---\n{GOOD}---\n").recipe == parse_recipe(GOOD).recipe
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    path = tmp_path / "recipe.yml"
+    with pytest.raises(RecipeError, match=r"recipe\.yml: cannot be read: No such file"):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
+        load_recipe(tmp_path)
+    path.write_bytes(b"base_model: b\nname: caf\xe9\n")
+    with pytest.raises(RecipeError, match=r"recipe\.yml:2: byte 0xe9 is not UTF-8"):
+        load_recipe(path)
+    path.write_bytes(b"#" * ((1 << 24) + 1))
+    with pytest.raises(RecipeError, match="too large for a recipe"):
+        load_recipe(path)
+
+
+def test_anchors_and_merge_keys_are_read_where_they_stand():
+    text = "base_model: b\ndirections:\n  - &a {direction: d, weight: 1}\n  - *a\n  - <<: *a\n    weight: 2\n"
+    entries = parse_recipe(text).recipe.directions
+    assert [(entry.direction, entry.weight) for entry in entries] == [("d", 1), ("d", 1), ("d", 2)]
+    assert parse_recipe(text).where("directions", 2, "weight") == "line 6: directions[2].weight"
+
+
+def test_aliases_that_hold_themselves_and_aliases_of_aliases_end():
+    assert problems_of("base_model: b\ndirections: &a [*a]\n")
+    layers = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    assert problems_of(f"a0: &a0 [1]\n{layers}base_model: *a8\ndirections: *a8\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "weight"),
+    [
+        (2, 2.0),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3.0),
+        ((1, 2), (1.0, 2.0)),
+        (np.linspace(0, 1, 3), (0.0, 0.5, 1.0)),
+        ({3: 1, "5-6": -2}, (Rule(layers=3, value=1), Rule(layers="5-6", value=-2))),
+        ({np.int64(3): np.float64(1)}, (Rule(layers=3, value=1),)),
+        ({"layers": 3, "value": 1}, Rule(layers=3, value=1)),
+        ([Rule(value=1)], (Rule(value=1),)),
+    ],
+)
+def test_weights_from_python(value, weight):
+    assert weight_from(value) == weight
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (float("nan"), "weight: nan is not finite"),
+        (True, "weight: True is no number"),
+        (None, "weight: nothing is no number"),
+        ({}, "weight.value: missing key"),
+        ({"x": 1}, "weight[0].layers: 'x' names no layers"),
+        ({0: 1, 1: float("inf")}, "weight[1].value: inf is not finite"),
+        ({True: 1}, "weight[0].layers: True names no layers"),
+        ([], "weight: is empty"),
+        (np.zeros((2, 2)), "weight[0]: a list is no number"),
+        ({"filter": "x"}, "weight.value: missing key"),
+        ({"filtre": "x", "value": 1}, "weight.filtre: unknown key; did you mean 'filter'?"),
+    ],
+)
+def test_what_is_no_weight_in_python(value, problem):
+    with pytest.raises(RecipeError) as caught:
+        weight_from(value)
+    assert caught.value.details[0].startswith(problem)
