@@ -1,0 +1,40 @@
+"""Directions as versioned artifacts: references, the manifest, artifact folders and the local store."""
+
+from wsmerge.registry.artifact import About, write_direction
+from wsmerge.registry.catalogue import Entry
+from wsmerge.registry.compare import Difference, compare_directions
+from wsmerge.registry.direction import Direction, open_direction_folder, verify_direction
+from wsmerge.registry.manifest import Manifest, parse_manifest
+from wsmerge.registry.records import BaseRecord, DatasetRecord, Kind, Layout, ParentRecord, PoleRecord, TensorRecord
+from wsmerge.registry.references import HubReference, PathReference, Reference, StoreReference, parse_reference
+from wsmerge.registry.resolve import open_reference
+from wsmerge.registry.store import Store
+from wsmerge.registry.versions import Version
+
+__all__ = [
+    "About",
+    "BaseRecord",
+    "DatasetRecord",
+    "Difference",
+    "Direction",
+    "Entry",
+    "HubReference",
+    "Kind",
+    "Layout",
+    "Manifest",
+    "ParentRecord",
+    "PathReference",
+    "PoleRecord",
+    "Reference",
+    "Store",
+    "StoreReference",
+    "TensorRecord",
+    "Version",
+    "compare_directions",
+    "open_direction_folder",
+    "open_reference",
+    "parse_manifest",
+    "parse_reference",
+    "verify_direction",
+    "write_direction",
+]

@@ -1,0 +1,69 @@
+"""Files of versions, shared by content: a version's file and its blob are two names of the same bytes.
+
+The version's folder holds the bytes itself, and the blob is a second hard link to them. So whatever happens to blobs, a
+version stays whole; a blob with a single link is one that nothing uses, and deleting it races with nobody. Where a file
+system has no hard links, nothing is shared and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Final
+
+from wsmerge.registry.files import copy_synced, create_synced, file_sha256, make_folder, sync_folder
+from wsmerge.registry.paths import StorePaths
+
+__all__ = ["place_bytes", "place_file"]
+
+_READ_ONLY: Final = 0o444
+_NO_LINKS: Final = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+
+
+def place_file(paths: StorePaths, source: Path, target: Path) -> None:
+    """Make the new file `target` with the bytes of `source`, shared with every file of the store that has them."""
+    digest = copy_synced(source, target)
+    target.chmod(_READ_ONLY)
+    _share(paths, target, digest)
+
+
+def place_bytes(paths: StorePaths, data: bytes, target: Path) -> None:
+    """As `place_file`, from memory."""
+    create_synced(target, data)
+    target.chmod(_READ_ONLY)
+    _share(paths, target, file_sha256(target))
+
+
+def _share(paths: StorePaths, target: Path, digest: str) -> None:
+    blob = paths.blob(digest)
+    make_folder(blob.parent)
+    try:
+        if _intact(blob, digest):
+            _link_over(paths, blob, target)
+        else:
+            _link_over(paths, target, blob)
+            sync_folder(blob.parent)
+    except FileNotFoundError:
+        return  # gc took the blob at this moment; the version has its own bytes
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+
+
+def _intact(blob: Path, digest: str) -> bool:
+    """Whether the blob is there with the bytes it is named for; one that rotted is replaced and not spread."""
+    try:
+        return file_sha256(blob) == digest
+    except FileNotFoundError:
+        return False
+
+
+def _link_over(paths: StorePaths, existing: Path, name: Path) -> None:
+    """Make `name` a further name of `existing`, replacing what it named before."""
+    temporary = paths.fresh("link-")
+    try:
+        temporary.hardlink_to(existing)
+        temporary.rename(name)
+    finally:
+        # rename does nothing, and leaves both names, where they name one file already.
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,190 @@
+"""What people and the Hub read of an artifact: `README.md` (the card) and `meta.yaml`. Functions of the manifest alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import yaml
+
+from wsmerge.core.layers import layer_position
+from wsmerge.registry.manifest import Manifest
+from wsmerge.registry.records import DatasetRecord, PoleRecord, TensorRecord
+
+__all__ = ["CARD_FILE", "META_FILE", "norms_by_layer", "render_card", "render_meta"]
+
+CARD_FILE: Final = "README.md"
+META_FILE: Final = "meta.yaml"
+_BAR_CHARACTERS: Final = 30
+_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_FILE_SUFFIXES: Final = {".csv", ".json", ".jsonl", ".parquet", ".txt", ".yaml", ".yml"}
+_OTHER: Final = "other tensors"
+
+
+def render_meta(manifest: Manifest) -> str:
+    """`meta.yaml`: name, version and base in short. The Hub counts downloads by this file."""
+    short = {
+        "schema": manifest.schema_,
+        "name": manifest.name,
+        "version": manifest.version,
+        "kind": manifest.kind,
+        "base_model": manifest.base.model,
+        "version_digest": manifest.version_digest,
+        "content_digest": manifest.content_digest,
+    }
+    return _yaml(short)
+
+
+def render_card(manifest: Manifest) -> str:
+    """`README.md`: front matter for the Hub, how to use the direction, and what it is made of."""
+    parts = [
+        f"---\n{_yaml(_front_matter(manifest))}---",
+        f"# {manifest.name} {manifest.version}",
+        manifest.description,
+        (
+            f"A {manifest.kind.replace('_', ' ')} direction in weight space over `{_inline(manifest.base.model)}`. Add "
+            "`k` times it to the base: a positive `k` strengthens the behaviour, a negative one removes it."
+        ),
+        "## Use",
+        _usage(manifest),
+        "## Base",
+        _table(("field", "value"), _base_rows(manifest)),
+        *_section("Poles", ("pole", "source", "revision", "training"), map(_pole_row, manifest.poles)),
+        *_section("Data", ("source", "pole", "split", "rows", "sha256"), map(_dataset_row, manifest.datasets)),
+        *_section("Parents", ("direction", "version digest", "coefficient"), _parent_rows(manifest)),
+        "## Norms",
+        _summary(manifest),
+        f"```text\n{_norm_chart(manifest.tensors)}\n```",
+        "## Identity",
+        _table(("field", "value"), _identity_rows(manifest)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def norms_by_layer(tensors: Iterable[TensorRecord]) -> dict[str, float]:
+    """Frobenius norm of the direction within each layer (`model.layers.3`), and of what is in no layer, in order."""
+    sums: dict[tuple[str, int], float] = {}
+    for row in tensors:
+        stack, layer = layer_position(row.name) or (_OTHER, -1)
+        sums[stack, layer] = sums.get((stack, layer), 0.0) + row.norm**2
+    return {
+        f"{stack}.{layer}" if layer >= 0 else stack: math.sqrt(total) for (stack, layer), total in sorted(sums.items())
+    }
+
+
+def _front_matter(manifest: Manifest) -> dict[str, Any]:
+    matter: dict[str, Any] = {"library_name": "peft" if manifest.plain_adapter else "wsmerge"}
+    if _HUB_ID.fullmatch(manifest.base.model):
+        matter |= {"base_model": manifest.base.model, "base_model_relation": "adapter"}
+    if manifest.licence:
+        matter["license"] = manifest.licence
+    datasets = sorted({data.source for data in manifest.datasets if _on_hub(data.source)})
+    if datasets:
+        matter["datasets"] = datasets
+    return matter | {"tags": ["wsmerge", "direction", manifest.kind, manifest.name]}
+
+
+def _on_hub(source: str) -> bool:
+    return _HUB_ID.fullmatch(source) is not None and PurePosixPath(source).suffix not in _FILE_SUFFIXES
+
+
+def _usage(manifest: Manifest) -> str:
+    recipe = (
+        f"base_model: {manifest.base.model}\ndirections:\n  - direction: {manifest.label}\n    weight: 0.5\n"
+        "out_dtype: bfloat16"
+    )
+    blocks = [
+        "On the command line:",
+        (
+            "```console\nwsmerge publish ./FOLDER      # this folder, into the local store\n"
+            "wsmerge merge recipe.yaml steered/\n```"
+        ),
+        f"with `recipe.yaml`:\n\n```yaml\n{recipe}\n```",
+        "In Python:",
+        f'```python\nimport wsmerge\n\nwith wsmerge.steer(model, {{"{manifest.label}": 0.5}}):\n    ...\n```',
+    ]
+    if manifest.plain_adapter:
+        blocks += [
+            "Without wsmerge, as a LoRA adapter at `k` = 1:",
+            "```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, FOLDER)\n```",
+        ]
+    return "\n\n".join(blocks)
+
+
+def _base_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    base = manifest.base
+    rows = [("model", _code(base.model)), ("structure", _code(base.structure)), ("weights", _code(base.weights))]
+    if base.revision:
+        rows.insert(1, ("revision", _code(base.revision)))
+    if base.origin:
+        rows.append(("origin", base.origin))
+    return rows + [("tied", f"{_code(name)} to {_code(other)}") for name, other in sorted(base.tied.items())]
+
+
+def _pole_row(pole: PoleRecord) -> tuple[str, ...]:
+    training = ", ".join(f"{key} {value}" for key, value in sorted(pole.training.items()))
+    return pole.pole, _code(pole.source), _code(pole.revision or ""), training
+
+
+def _dataset_row(data: DatasetRecord) -> tuple[str, ...]:
+    count = "" if data.count is None else str(data.count)
+    return _code(data.source), data.pole or "both", data.split or "", count, _code((data.sha256 or "")[:12])
+
+
+def _parent_rows(manifest: Manifest) -> Iterable[tuple[str, ...]]:
+    for parent in manifest.parents:
+        coefficient = "" if parent.coefficient is None else f"{parent.coefficient:g}"
+        yield _code(parent.reference), _code(parent.version_digest[:12]), coefficient
+
+
+def _summary(manifest: Manifest) -> str:
+    low_rank = sum(row.low_rank for row in manifest.tensors)
+    return (
+        f"{len(manifest.tensors)} tensors, {low_rank} of them low-rank; Frobenius norm {manifest.norm:.6g}. "
+        f"Modules: {', '.join(f'`{_inline(module)}`' for module in manifest.modules)}."
+    )
+
+
+def _norm_chart(tensors: Sequence[TensorRecord]) -> str:
+    norms = norms_by_layer(tensors)
+    width, largest = max(map(len, norms)), max(norms.values())
+    lines = []
+    for label, norm in norms.items():
+        bar = "█" * round(_BAR_CHARACTERS * norm / largest) if largest else ""
+        lines.append(f"{label:<{width}}  {norm:<10.4g}  {bar}".rstrip())
+    return "\n".join(lines)
+
+
+def _identity_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    return [
+        ("version digest", _code(manifest.version_digest)),
+        ("content digest", _code(manifest.content_digest)),
+        ("written by", manifest.tool),
+        ("created", manifest.created),
+    ]
+
+
+def _section(title: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Title and table, or nothing where there are no rows."""
+    held = list(rows)
+    return (f"## {title}", _table(header, held)) if held else ()
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(' '.join(cell.split()) for cell in line)} |" for line in lines)
+
+
+def _code(text: str) -> str:
+    return f"`{_inline(text)}`" if text else ""
+
+
+def _inline(text: str) -> str:
+    return text.replace("`", "'")
+
+
+def _yaml(value: dict[str, Any]) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

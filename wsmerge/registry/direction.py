@@ -1,0 +1,237 @@
+"""A direction on disk: the artifact folder, opened, written and verified.
+
+    direction.json                              the manifest
+    adapter_config.json, adapter_model.safetensors
+        or direction.safetensors (or shards)    the payload
+    meta.yaml, README.md                        what people and the Hub read
+
+`Direction` is a `DeltaSource`, so what takes deltas takes one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsmerge.core.deltas import Delta, DenseDelta, LowRankDelta
+from wsmerge.core.tensors import BaseIdentity
+from wsmerge.errors import DirectionError, ManifestError, Problems
+from wsmerge.registry.card import CARD_FILE, META_FILE
+from wsmerge.registry.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from wsmerge.registry.payload import ADAPTER_CONFIG_FILE, Payload, component_key, component_keys, payload_files
+from wsmerge.registry.payload_writer import adapter_config
+from wsmerge.registry.records import TensorRecord
+
+__all__ = ["Direction", "artifact_files", "open_direction_folder", "read_manifest", "verify_direction"]
+
+_MAX_MANIFEST_BYTES: Final = 100_000_000
+
+
+class Direction:
+    """An opened artifact folder; a context manager. Tensors are read when asked for; threads may share it.
+
+    Attributes:
+        label: `name@version`, or `owner/name@version` of what was pulled.
+        path: the artifact folder.
+        payload: its arrays.
+        manifest: its `direction.json`.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, payload: Payload, *, label: str | None = None) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.payload = payload
+        self.label = label or manifest.label
+        self._rows = {row.name: row for row in manifest.tensors}
+
+    @cached_property
+    def digest(self) -> str:
+        """The version digest."""
+        return self.manifest.version_digest
+
+    @property
+    def base(self) -> BaseIdentity:
+        """The base that the deltas were made over."""
+        base = self.manifest.base
+        return BaseIdentity(base.model, base.structure, base.weights, base.tied)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Checkpoint name and shape of each tensor that has a delta."""
+        return {name: row.shape for name, row in self._rows.items()}
+
+    def rank(self, name: str) -> int | None:
+        """Rank of the factors of the delta for `name`, None for a dense one; reads no weights."""
+        return self._row(name).rank
+
+    def low_rank(self, name: str) -> LowRankDelta:
+        """The float32 factors of the low-rank delta for `name`, oriented as the checkpoint's tensor.
+
+        Raises:
+            DirectionError: the delta is dense, or there is none.
+        """
+        row = self._row(name)
+        if not row.low_rank:
+            raise DirectionError(f"the delta of {name} is dense", where=self.label)
+        delta = LowRankDelta(self.payload.read(self._key(row, "lora_B")), self.payload.read(self._key(row, "lora_A")))
+        return delta if row.layout == "linear" else delta.transposed()
+
+    def read_dense(self, name: str, start: int, out: NDArray[np.float32]) -> None:
+        """Fill `out` with the elements of the dense delta for `name` from element `start` on.
+
+        Raises:
+            DirectionError: the delta is low-rank, or there is none.
+        """
+        row = self._row(name)
+        if row.low_rank:
+            raise DirectionError(f"the delta of {name} is held as two factors", where=self.label)
+        self.payload.read_into(self._key(row, "delta"), start, out)
+
+    def delta(self, name: str) -> Delta:
+        """The delta for `name`, read whole."""
+        row = self._row(name)
+        return self.low_rank(name) if row.low_rank else DenseDelta(self.payload.read(self._key(row, "delta")))
+
+    def close(self) -> None:
+        """Close the payload's files; reading tensors afterwards is an error."""
+        self.payload.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Direction {self.label} of {len(self._rows)} tensors at {self.path}>"
+
+    def _row(self, name: str) -> TensorRecord:
+        row = self._rows.get(name)
+        if row is None:
+            raise DirectionError(f"has no delta for {name}", where=self.label)
+        return row
+
+    def _key(self, row: TensorRecord, component: str) -> str:
+        return component_key(row, component, adapter=self.payload.adapter)
+
+
+def open_direction_folder(path: Path, *, label: str | None = None) -> Direction:
+    """Open the artifact in folder `path`, reading headers only. Close it after use.
+
+    Args:
+        path: the artifact folder.
+        label: how messages name it, where not as the manifest does.
+
+    Raises:
+        DirectionError: no artifact, or a payload that does not agree with the manifest; every tensor is named.
+        ManifestError: a bad `direction.json`.
+        TensorFileError: a broken payload.
+    """
+    manifest = read_manifest(path)
+    payload = Payload(path)
+    try:
+        _check_agreement(manifest, payload)
+    except BaseException:
+        payload.close()
+        raise
+    return Direction(path, manifest, payload, label=label)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the artifact in `folder`; the payload is not looked at.
+
+    Raises:
+        DirectionError: the folder holds no manifest.
+        ManifestError: a bad one.
+    """
+    file = folder / MANIFEST_FILE
+    try:
+        size_bytes = file.stat().st_size
+        data = file.read_bytes() if size_bytes <= _MAX_MANIFEST_BYTES else b""
+    except OSError as error:
+        raise DirectionError(
+            f"is no artifact: {MANIFEST_FILE} cannot be read: {error.strerror}",
+            where=str(folder),
+            hint="give a folder that wsmerge extract wrote",
+        ) from error
+    if size_bytes > _MAX_MANIFEST_BYTES:
+        raise ManifestError(f"has {size_bytes} bytes, and a manifest {_MAX_MANIFEST_BYTES} at most", where=str(file))
+    return parse_manifest(data, where=str(file))
+
+
+def verify_direction(direction: Direction) -> tuple[str, ...]:
+    """Hash every component of `direction` against its manifest; all problems, one a line, or none."""
+    problems = Problems()
+    if direction.payload.adapter:
+        _check_adapter_config(direction, problems)
+    for key, row, part in component_keys(direction.manifest.tensors, adapter=direction.payload.adapter):
+        digest = sha256()
+        finite = True
+        for block in direction.payload.blocks(key):
+            digest.update(block.data)
+            finite = finite and bool(np.isfinite(block).all())
+        if digest.hexdigest() != part.sha256:
+            problems.add(f"{row.name}: the bytes of {part.component} are not those that the manifest names")
+        if not finite:
+            problems.add(f"{row.name}: {part.component} holds NaN or infinity")
+    return problems.lines
+
+
+def artifact_files(folder: Path) -> tuple[str, ...]:
+    """Names of the files that make up the artifact in `folder`; what else lies there is none of it.
+
+    Raises:
+        DirectionError: a file is missing; card and `meta.yaml` may be.
+    """
+    described = tuple(name for name in (META_FILE, CARD_FILE) if (folder / name).exists())
+    names = (MANIFEST_FILE, *payload_files(folder), *described)
+    problems = Problems()
+    for name in names:
+        if not (folder / name).exists():
+            problems.add(f"{name}: missing")
+    problems.raise_if_any(DirectionError, "the artifact is not whole", where=str(folder))
+    return names
+
+
+def _check_agreement(manifest: Manifest, payload: Payload) -> None:
+    problems = Problems()
+    if payload.adapter and not manifest.plain_adapter:
+        problems.add("the payload is a PEFT adapter, and PEFT cannot hold a dense delta or one of a tied tensor")
+    specs = payload.specs
+    expected = {key: part for key, _, part in component_keys(manifest.tensors, adapter=payload.adapter)}
+    for key, part in expected.items():
+        spec = specs.get(key)
+        if spec is None:
+            problems.add(f"{key}: missing from the payload")
+        elif (spec.dtype.name, spec.shape) != (part.dtype, part.shape):
+            problems.add(
+                f"{key}: {spec.dtype.name} {list(spec.shape)} in the payload, "
+                f"{part.dtype} {list(part.shape)} in the manifest"
+            )
+    for key in sorted(set(specs) - set(expected)):
+        problems.add(f"{key}: not in the manifest")
+    problems.raise_if_any(DirectionError, "payload and manifest do not agree", where=str(payload.folder))
+
+
+def _check_adapter_config(direction: Direction, problems: Problems) -> None:
+    """The factors alone are not the delta that PEFT applies: its settings scale them and say where they go."""
+    file = direction.path / ADAPTER_CONFIG_FILE
+    expected = adapter_config(direction.manifest.tensors, direction.manifest.base)
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        problems.add(f"{ADAPTER_CONFIG_FILE}: cannot be read: {error}")
+        return
+    for key, value in expected.items():
+        if not isinstance(found, dict) or found.get(key) != value:
+            problems.add(f"{ADAPTER_CONFIG_FILE}: {key} is not what the manifest makes it")

@@ -1,0 +1,99 @@
+"""Files that survive a crash: written beside their place, synced, and renamed into it.
+
+A rename is atomic, but only after fsync of the file and of the folder that holds it is it sure to outlast a power cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from wsmerge.errors import OutputError
+
+__all__ = ["copy_synced", "create_synced", "file_sha256", "make_folder", "staged_folder", "sync_folder"]
+
+_CHUNK_BYTES: Final = 1 << 20
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the entries of folder `path` are on the disk: files made, renamed and removed in it."""
+    _sync(path)
+
+
+def create_synced(path: Path, data: bytes) -> None:
+    """Write a new file and sync it; its folder is the caller's to sync."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_synced(source: Path, target: Path) -> str:
+    """Copy the bytes of `source` to the new file `target`, sync it, and return their SHA-256."""
+    digest = hashlib.sha256()
+    with source.open("rb") as read, target.open("xb") as written:
+        while chunk := read.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            written.write(chunk)
+        written.flush()
+        os.fsync(written.fileno())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the bytes of `path`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(path: Path) -> None:
+    """Make folder `path` and its missing parents, each entry synced; one that exists is fine."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, which becomes `target` when the body ends without an error.
+
+    Raises:
+        OutputError: `target` exists and is no empty folder, or the file system refuses.
+    """
+    staged = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
+    try:
+        _check_free(target)
+        staged.mkdir(parents=True)
+        yield staged
+        for path in staged.iterdir():
+            _sync(path)
+        sync_folder(staged)
+        staged.rename(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror or error}", where=str(target)) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _check_free(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(
+            "exists and is no empty folder", where=str(target), hint="choose another folder, or remove this one"
+        )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
