@@ -87,6 +87,15 @@ class LowRankDelta:
         """The delta as a float64 array of `shape`."""
         return self.b.astype(np.float64) @ self.a.astype(np.float64)
 
+    def elements(self, start: int, count: int) -> NDArray[np.float64]:
+        """Elements `start` to `start + count` of the delta, row-major, in float64; only the rows they lie in are made."""
+        columns = self.shape[1]
+        if count == 0:
+            return np.empty(0)
+        first, last = start // columns, -(-(start + count) // columns)
+        rows = self.b[first:last].astype(np.float64) @ self.a.astype(np.float64)
+        return rows.reshape(-1)[start - first * columns :][:count]
+
     def scaled(self, k: float) -> LowRankDelta:
         """This delta times k."""
         return LowRankDelta(self.b.astype(np.float64) * k, self.a)

@@ -44,9 +44,12 @@ class TensorFile:
             raise TensorFileError(f"cannot be opened: {error.strerror}", where=str(path)) from error
         try:
             header, self._data_start = _read_header(self._fd, path)
-            self.metadata: Mapping[str, str] = header.pop(_METADATA_KEY, {})
+            self.metadata: Mapping[str, str] = _metadata(header.pop(_METADATA_KEY, None), path)
             size = os.fstat(self._fd).st_size
             self.specs, self._begins = _check_entries(header, size - self._data_start, path)
+        except OSError as error:
+            os.close(self._fd)
+            raise TensorFileError(f"cannot be read: {error.strerror}", where=str(path)) from error
         except BaseException:
             os.close(self._fd)
             raise
@@ -117,11 +120,12 @@ def _read_header(fd: int, path: Path) -> tuple[dict[str, Any], int]:
             where=str(path),
             hint="download or write the file again",
         )
+    text = os.pread(fd, length, _LENGTH_BYTES)
     try:
-        header = json.loads(os.pread(fd, length, _LENGTH_BYTES), object_pairs_hook=_no_duplicates)
+        header = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise TensorFileError(f"its header is not valid JSON: {error}", where=str(path)) from error
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not text.startswith(b"{"):
         raise TensorFileError("its header is no JSON object", where=str(path))
     return header, _LENGTH_BYTES + length
 
@@ -133,6 +137,14 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r} occurs twice")
     return entries
+
+
+def _metadata(value: Any, path: Path) -> dict[str, str]:  # noqa: ANN401 - parsed JSON
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise TensorFileError(f"its {_METADATA_KEY} does not map text to text", where=str(path))
+    return value
 
 
 def _check_entries(
@@ -167,8 +179,10 @@ def _entry(name: str, value: Any, problems: Problems) -> tuple[TensorSpec, int, 
     except (KeyError, TypeError, ValueError):
         problems.add(f"{name}: lacks dtype, shape or data_offsets")
         return None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         problems.add(f"{name}: unknown dtype {dtype!r}")
+    elif any("\ud800" <= letter <= "\udfff" for letter in name):
+        problems.add(f"{name!r}: half a surrogate pair is no name")
     elif not isinstance(shape, list) or not _naturals((*shape, begin, end)):
         problems.add(f"{name}: shape {shape} or offsets {[begin, end]} are not natural numbers")
     else:

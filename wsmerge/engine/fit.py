@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from wsmerge.core.digest import structure_digest
+from wsmerge.core.reading import is_same_delta
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.errors import BaseMismatchError, NonFiniteError, Problems
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from wsmerge.engine.plan import PlannedDirection
 
 __all__ = ["Placement", "place_deltas"]
-
-_COMPARED_ELEMENTS = 1 << 20
 
 
 class Placement(NamedTuple):
@@ -103,26 +100,5 @@ def _targets(base: Checkpoint, item: PlannedDirection, delta: str, problems: Pro
 
 
 def _is_same_delta(item: PlannedDirection, first: str, second: str) -> bool:
-    source = item.source
-    if second not in source.shapes or source.shapes[first] != source.shapes[second]:
-        return False
-    if item.coefficients.get(first, 0.0) != item.coefficients.get(second, 0.0):
-        return False
-    if source.rank(first) is not None and source.rank(second) is not None:
-        one, other = source.low_rank(first), source.low_rank(second)
-        return np.array_equal(one.b, other.b) and np.array_equal(one.a, other.a)
-    if source.rank(first) is not None or source.rank(second) is not None:
-        return False
-    return _is_same_dense(source, first, second)
-
-
-def _is_same_dense(source: DeltaSource, first: str, second: str) -> bool:
-    numel = math.prod(source.shapes[first])
-    for start in range(0, numel, _COMPARED_ELEMENTS):
-        count = min(_COMPARED_ELEMENTS, numel - start)
-        one, other = np.empty(count, np.float32), np.empty(count, np.float32)
-        source.read_dense(first, start, one)
-        source.read_dense(second, start, other)
-        if not np.array_equal(one, other):
-            return False
-    return True
+    same_k = item.coefficients.get(first, 0.0) == item.coefficients.get(second, 0.0)
+    return second in item.source.shapes and same_k and is_same_delta(item.source, first, second)

@@ -43,7 +43,9 @@ def check_output(out: Path, inputs: Iterable[Path], needed_bytes: int, *, overwr
     if place.exists():
         _check_replaceable(out, overwrite=overwrite)
     anchor = next(parent for parent in place.parents if parent.exists())
-    if not anchor.is_dir() or not os.access(anchor, os.W_OK | os.X_OK):
+    if not anchor.is_dir():
+        raise OutputError("cannot hold the output: it is no folder", where=str(anchor), hint="choose another place")
+    if not os.access(anchor, os.W_OK | os.X_OK):
         raise OutputError("cannot be written: permission denied", where=str(anchor), hint="choose another folder")
     partial = _partial(place)
     already = sum(file.stat().st_size for file in partial.iterdir()) if partial.is_dir() else 0

@@ -195,8 +195,11 @@ def build_plan(
 
     Raises:
         BaseMismatchError: deltas that have no tensor of their name and shape in `base`; all of them.
+        CheckpointError: a quantised base, to which nothing can be added.
     """
     options = options or PlanOptions()
+    if directions or out_dtype is not None:
+        base.refuse_quantised()
     terms = place_deltas(base, directions)
     tensors = {
         name: OutputTensor(

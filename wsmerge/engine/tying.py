@@ -2,7 +2,7 @@
 
     config says        output stored     tied
     ties               no                yes
-    ties               yes               if both hold the same bytes (transformers unties them otherwise)
+    ties               yes               if both hold the same values (transformers unties them otherwise)
     does not tie       either            no
     nothing            no                yes: a configuration leaves its defaults out, and the output must come from somewhere
     nothing            yes               no
@@ -32,15 +32,13 @@ _INPUTS: Final = (
 _TEXT_SECTIONS: Final = ("text_config", "llm_config", "language_config", "thinker_config")
 
 
-def tied_pair(
-    names: Iterable[str], config: Mapping[str, Any], are_equal: Callable[[str, str], bool]
-) -> dict[str, str]:
+def tied_pair(names: Iterable[str], config: Mapping[str, Any], are_equal: Callable[[str, str], bool]) -> dict[str, str]:
     """`{output: input}` where the two are one tensor, else empty.
 
     Args:
         names: of all stored tensors.
         config: `config.json`.
-        are_equal: whether two stored tensors hold the same bytes; asked only where both are stored and configured as tied.
+        are_equal: whether two stored tensors hold the same values; asked only where both are stored and configured as tied.
     """
     stored = list(names)
     inputs = [name for name in stored if _ends_with(name, _INPUTS)]
@@ -50,7 +48,7 @@ def tied_pair(
         return {}
     wanted = is_tied_by_config(config)
     if not outputs:
-        return {} if wanted is False else {_missing_output(config): inputs[0]}
+        return {} if wanted is False else {_OUTPUTS[0]: inputs[0]}
     return {outputs[0]: inputs[0]} if wanted and are_equal(outputs[0], inputs[0]) else {}
 
 
@@ -63,7 +61,3 @@ def is_tied_by_config(config: Mapping[str, Any]) -> bool | None:
 
 def _ends_with(name: str, endings: tuple[str, ...]) -> bool:
     return name in endings or name.endswith(tuple(f".{ending}" for ending in endings))
-
-
-def _missing_output(config: Mapping[str, Any]) -> str:
-    return "embed_out.weight" if config.get("model_type") == "gpt_neox" else "lm_head.weight"

@@ -1,0 +1,95 @@
+"""The one place that prints. Data goes to stdout, as tables or as JSON; everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from wsmerge.errors import WsmergeError
+
+__all__ = ["Output"]
+
+
+class Output:
+    """Where a command's results go.
+
+    Args:
+        as_json: print data as one JSON document instead of tables and sentences.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self._stdout = Console(highlight=False, soft_wrap=True)
+        self._stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def data(self, value: Any) -> None:  # noqa: ANN401 - any JSON value
+        """Print `value` as JSON; does nothing unless JSON was asked for."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def text(self, line: str) -> None:
+        """Print a line of the result; nothing with JSON, where `data` says it all."""
+        if not self.as_json:
+            self._stdout.print(Text(line))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+        """Print rows under headings; nothing with JSON, where `data` says it all. Numbers are set right."""
+        if self.as_json:
+            return
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for index, column in enumerate(columns):
+            numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_cell(value)) for value in row))
+        self._stdout.print(table)
+
+    def note(self, line: str) -> None:
+        """Say something beside the result, on stderr."""
+        self._stderr.print(Text(line))
+
+    def warning(self, line: str) -> None:
+        """Warn on stderr."""
+        self._stderr.print(Text.assemble(("warning: ", "yellow"), line))
+
+    def error(self, error: WsmergeError) -> None:
+        """Show a failure on stderr; with JSON, as an object with its code."""
+        if self.as_json:
+            fields = {
+                "code": error.code,
+                "message": error.message,
+                "where": error.where,
+                "details": list(error.details),
+                "next": error.hint,
+            }
+            sys.stderr.write(json.dumps({"error": fields}, ensure_ascii=False) + "\n")
+            return
+        self._stderr.print(Text.assemble(("error: ", "bold red"), str(error)))
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar over bytes on a terminal, and nothing elsewhere; yields a function of (done, total)."""
+        if self.as_json or not self._stderr.is_terminal:
+            yield lambda _done, _total: None
+            return
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._stderr, transient=True) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return json.dumps(value)
+    return "" if value is None else str(value)

@@ -1,0 +1,141 @@
+"""From what a user writes for a model to a folder on this machine: a path, or a Hub id that is downloaded once."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from wsmerge.errors import CheckpointError, WsmergeError
+
+__all__ = ["ORIGIN_FILE", "HubSnapshot", "hub_snapshot", "locate_model", "model_name", "origin_of", "path_label"]
+
+ORIGIN_FILE: Final = "wsmerge_origin.json"
+"""Beside a checkpoint that was converted: which published model it is (`model`), and how it came about (`origin`)."""
+
+_HUB_ID: Final = re.compile(r"^(?P<repo>[\w-][\w.-]*(/[\w-][\w.-]*)?)(@(?P<revision>[^\s@]+))?$")
+_CACHE_FOLDER: Final = "models--"
+# Weights, configuration, tokenizer, and the code without which a custom architecture cannot be loaded again.
+_WANTED: Final = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "*.py",
+    "*.tiktoken",
+    "*.spm",
+    "LICEN[CS]E*",
+    "NOTICE*",
+)
+# Mistral and Meta publish the same weights twice, the second time in their own layout.
+_UNWANTED: Final = ("*/*.safetensors", "consolidated*.safetensors")
+
+
+class HubSnapshot(NamedTuple):
+    """Which repo and commit a folder of the Hub's cache holds."""
+
+    repo: str
+    revision: str
+
+
+def locate_model(text: str, *, revision: str | None = None) -> Path:
+    """The folder (or file) of a model or adapter; what is not on this machine is downloaded from the Hub.
+
+    Args:
+        text: a path, a Hub id (`owner/name`), or one with a revision (`owner/name@v1`). Of a path and a Hub id that read
+            alike, the path wins.
+        revision: branch, tag or commit of a Hub id, in place of one in `text`.
+
+    Raises:
+        CheckpointError: there is no such path, and the Hub does not have it or cannot be reached.
+    """
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    match = _HUB_ID.match(text)
+    if match is None or text.startswith(("/", ".", "~")):
+        raise CheckpointError("no such folder or file", where=text, hint="check the path, or give a Hub id: owner/name")
+    return _download(match["repo"], revision or match["revision"])
+
+
+def model_name(text: str, path: Path) -> str:
+    """How provenance names the model that was asked for as `text` and found at `path`: its Hub id, else a folder's name."""
+    match = _HUB_ID.match(text)
+    if match and not Path(text).expanduser().exists():
+        return match["repo"]
+    return path_label(path)
+
+
+def path_label(path: Path) -> str:
+    """The Hub id where `path` lies in the Hub's cache or its origin file names one, else its last part.
+
+    Never a path of this machine.
+    """
+    snapshot = hub_snapshot(path)
+    if snapshot is not None:
+        return snapshot.repo
+    origin = origin_of(path)
+    if "model" in origin:
+        return origin["model"]
+    whole = path.absolute() if path.is_symlink() else path.resolve()
+    return whole.name or str(whole)
+
+
+def origin_of(path: Path) -> dict[str, str]:
+    """What `wsmerge_origin.json` in the checkpoint folder `path` says; empty where there is none."""
+    try:
+        fields = json.loads((path / ORIGIN_FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise CheckpointError(f"is not valid JSON: {error}", where=str(path / ORIGIN_FILE)) from error
+    return {key: value for key, value in fields.items() if isinstance(value, str)} if isinstance(fields, dict) else {}
+
+
+def hub_snapshot(path: Path) -> HubSnapshot | None:
+    """Repo and commit of a folder in the Hub's cache (`models--OWNER--NAME/snapshots/COMMIT`), None for any other."""
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    if folder.parent.name != "snapshots" or not folder.parent.parent.name.startswith(_CACHE_FOLDER):
+        return None
+    repo = folder.parent.parent.name.removeprefix(_CACHE_FOLDER).replace("--", "/", 1)
+    return HubSnapshot(repo, folder.name)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import errors as hub  # noqa: PLC0415 - a local model needs no Hub client
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
+
+    transport_error = hub.HTTPError  # type: ignore[attr-defined]  # of the HTTP client, which differs between releases
+
+    try:
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
+        )
+    except (OSError, transport_error, hub.HFValidationError, hub.XetDownloadError) as error:
+        raise _hub_failure(error, repo, revision) from error
+    return Path(folder)
+
+
+def _hub_failure(error: Exception, repo: str, revision: str | None) -> WsmergeError:
+    from huggingface_hub import errors as hub  # noqa: PLC0415 - as in _download
+
+    where = f"{repo}@{revision}" if revision else repo
+    if isinstance(error, hub.GatedRepoError):
+        message, hint = (
+            "the Hub gives it only to those who accepted its terms",
+            "accept them there, then: hf auth login",
+        )
+    elif isinstance(error, hub.RepositoryNotFoundError):
+        message, hint = "neither a folder here nor a model on the Hub", "check the name; a private model: hf auth login"
+    elif isinstance(error, hub.RevisionNotFoundError):
+        message, hint = "the model on the Hub has no such revision", "name a branch, a tag or a commit of it"
+    elif isinstance(error, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)):
+        message = "no such folder here, not in the Hub's cache, and the Hub cannot be reached"
+        hint = "check the path; or download it where there is a network: hf download " + repo
+    elif isinstance(error, hub.HFValidationError):
+        message, hint = f"neither a folder here nor a Hub id: {error}", "a Hub id is owner/name"
+    else:
+        message, hint = f"cannot be downloaded: {error}", "try again later, or give a folder"
+    return CheckpointError(message, where=where, hint=hint)

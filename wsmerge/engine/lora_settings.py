@@ -1,0 +1,183 @@
+"""What `adapter_config.json` says, and every setting under which an adapter is more than s * B @ A.
+
+    s = alpha / r, with rsLoRA alpha / sqrt(r)        (PEFT, `LoraLayer.update_layer`)
+
+alpha and r of a module come from the first key of `alpha_pattern` and `rank_pattern` that matches the end of its name,
+in the file's order, as PEFT has it. What is not known to be harmless is refused: a setting that this version has never
+heard of may change what the factors mean.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from wsmerge.errors import Problems
+
+__all__ = ["LoraSettings"]
+
+_REFUSED: Final = {
+    "use_dora": "DoRA rescales the merged weight by a trained magnitude, which is not linear in its factors",
+    "alora_invocation_tokens": "aLoRA acts on some tokens only, so no change of the weights equals it",
+    "use_qalora": "QA-LoRA pools its inputs before the factors",
+    "use_bdlora": "BD-LoRA stores block-diagonal factors",
+    "kasa_config": "KaSA truncates the base's weights and puts a diagonal between the factors",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "velora_config": "VeLoRA keeps state beside the factors",
+    "arrow_config": "Arrow routes every token to other adapters",
+    "layer_replication": "layer replication gives the model layers that the base does not have",
+    "lora_bias": "lora_bias trains a bias beside the factors",
+    "target_parameters": "target_parameters adapts stacked parameters (experts), whose factors are not laid out by module",
+    "trainable_token_indices": "trainable tokens replace single rows of the embedding",
+}
+_HARMLESS: Final = frozenset(
+    {
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_config",
+        "megatron_core",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "unsloth_fixed",
+        "use_rslora",
+    }
+)
+# These leave the base's weights alone, and B @ A is what is added to them, whatever the factors started from.
+_HARMLESS_INITS: Final = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+_RECORDED: Final = (
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "modules_to_save",
+    "bias",
+)
+
+
+class LoraSettings:
+    """The settings of one adapter. Every reason to refuse it is noted in `problems`; nothing is raised.
+
+    Attributes:
+        base_name: the base that the adapter was trained over, as PEFT wrote it; None where it did not.
+        revision: of that base.
+        fan_in_fan_out: whether linear layers store inputs x outputs.
+        ensure_weight_tying: whether adapters of tied parameters are one.
+    """
+
+    def __init__(self, config: Mapping[str, Any], problems: Problems) -> None:
+        self._config = config
+        self._note_refusals(problems)
+        self._alpha = self._positive("lora_alpha", 8, problems)
+        self._rank = self._positive("r", 8, problems)
+        self._alphas = self._pattern("alpha_pattern", problems)
+        self._ranks = self._pattern("rank_pattern", problems)
+        self.base_name: str | None = config.get("base_model_name_or_path") or None
+        self.revision: str | None = config.get("revision") or None
+        self.fan_in_fan_out = bool(config.get("fan_in_fan_out"))
+        self.ensure_weight_tying = bool(config.get("ensure_weight_tying"))
+
+    def rank(self, module: str) -> int:
+        """Rank of the module that PEFT calls `module` (without `base_model.model.`)."""
+        return int(_by_pattern(self._ranks, module, self._rank))
+
+    def scale(self, module: str) -> float:
+        """What B @ A of that module is multiplied by."""
+        alpha = _by_pattern(self._alphas, module, self._alpha)
+        rank = self.rank(module)
+        return alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What provenance keeps of the settings."""
+        kept = {key: self._config[key] for key in _RECORDED if self._config.get(key)}
+        if isinstance(kept.get("target_modules"), list):
+            kept["target_modules"] = sorted(kept["target_modules"])
+        return kept
+
+    def _note_refusals(self, problems: Problems) -> None:
+        peft_type = self._config.get("peft_type")
+        if peft_type != "LORA":
+            problems.add(f"peft_type: {peft_type!r}, and only LORA adapters are sums of low-rank products")
+            return
+        for key, value in self._config.items():
+            if not value or key in _HARMLESS:
+                continue
+            known = _REFUSED.get(key, "not known to this version of wsmerge, and it may change what the factors mean")
+            problems.add(f"{key}: {known}")
+        start = self._config.get("init_lora_weights")
+        if start not in _HARMLESS_INITS or isinstance(start, (int, float)) is not isinstance(start, bool):
+            problems.add(
+                f"init_lora_weights: {start!r} changed the base's weights before training, so the factors are no difference "
+                "to the base; convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            )
+
+    def _positive(self, key: str, default: float, problems: Problems) -> float:
+        value = self._config.get(key, default)
+        if not _is_positive(value, whole=key == "r"):
+            problems.add(f"{key}: {value!r} is no positive {'whole ' if key == 'r' else ''}number")
+            return default
+        return float(value)
+
+    def _pattern(self, key: str, problems: Problems) -> dict[str, float]:
+        pattern = self._config.get(key) or {}
+        if not isinstance(pattern, dict):
+            problems.add(f"{key}: is no mapping")
+            return {}
+        good: dict[str, float] = {}
+        for name, value in pattern.items():
+            if not _is_positive(value, whole=key == "rank_pattern"):
+                problems.add(
+                    f"{key}.{name}: {value!r} is no positive {'whole ' if key == 'rank_pattern' else ''}number"
+                )
+            elif not _is_expression(name):
+                problems.add(f"{key}.{name}: is no regular expression")
+            else:
+                good[name] = value
+        return good
+
+
+def _by_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
+    """PEFT's `get_pattern_key`: the first key that matches all of the name, or all of it after a dot."""
+    matching = (key for key in pattern if re.match(rf"(.*\.)?({key})$", module))
+    return pattern.get(next(matching, module), default)
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _is_positive(value: Any, *, whole: bool) -> bool:  # noqa: ANN401 - parsed JSON
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        return False
+    return math.isfinite(value) and value > 0

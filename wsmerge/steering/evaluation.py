@@ -1,0 +1,328 @@
+"""Measures of a behaviour on a loaded model: choices between two answers, perplexity of plain text, greedy answers.
+
+Nothing here knows of directions: a caller steers the model, measures it, and undoes the steering. Everything is
+batched with padding and masks, and gives an item the same figures in any company, up to rounding in the last bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from wsmerge.errors import NonFiniteError, UsageError
+from wsmerge.steering.chat import answer_ids, pad_id, prompt_ids
+from wsmerge.steering.pairs import Pair
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["ChoiceScores", "Interval", "Perplexity", "generate", "perplexity", "score_choices"]
+
+_RESAMPLES = 2000
+_MAX_LENGTH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceScores:
+    """How much a model prefers the plus answers of some pairs to the minus answers.
+
+    Attributes:
+        ids: the pairs' ids, in the order of `margins`.
+        margins: float64 `[items]`; mean log-probability per token of the plus answer (the end of the turn counts as a
+            token) less that of the minus answer, in nats.
+        claims: for each pair whether its claim is true, or None where it makes none.
+        threshold: a margin above it counts as a choice of the plus answer.
+    """
+
+    ids: tuple[str, ...]
+    margins: npt.NDArray[np.float64]
+    claims: tuple[Literal["true", "false"] | None, ...]
+    threshold: float = 0.0
+
+    @property
+    def rate(self) -> Interval:
+        """The share of pairs whose plus answer is preferred."""
+        return _bootstrap(self.margins > self.threshold)
+
+    @property
+    def mean_margin(self) -> Interval:
+        """The mean margin, in nats per token."""
+        return _bootstrap(self.margins)
+
+    def on(self, claim: Literal["true", "false"]) -> ChoiceScores:
+        """Return the scores of the pairs with true claims or of those with false ones.
+
+        For sycophancy `on("false").rate` is agreement with false claims. It means little alone: a model that says yes
+        to everything and one that flatters differ in `on("true").rate`.
+
+        Raises:
+            UsageError: there are none.
+        """
+        keep = [position for position, found in enumerate(self.claims) if found == claim]
+        if not keep:
+            raise UsageError(f"no pair has a claim that is {claim}")
+        ids = tuple(self.ids[position] for position in keep)
+        return ChoiceScores(ids, self.margins[keep], (claim,) * len(keep), self.threshold)
+
+    @property
+    def false_minus_true(self) -> Interval:
+        """The rate on false claims less the rate on true claims: -1 for perfect judgement, 0 for none.
+
+        The interval resamples the two groups apart.
+
+        Raises:
+            UsageError: one of the groups is empty.
+        """
+        false = self.on("false").margins > self.threshold
+        true = self.on("true").margins > self.threshold
+        generator = np.random.default_rng(0)
+        differences = _resampled_means(false, generator) - _resampled_means(true, generator)
+        return _interval(float(false.mean() - true.mean()), differences)
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """Perplexity over the tokens of several texts.
+
+    Attributes:
+        nats_per_token: mean negative log-probability of a token given those before it in its text.
+        tokens: number of predicted tokens; the first of a text is not predicted.
+    """
+
+    nats_per_token: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats_per_token)."""
+        return math.exp(self.nats_per_token)
+
+
+def score_choices(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Pair],
+    *,
+    batch_size: int = 16,
+    threshold: float = 0.0,
+) -> ChoiceScores:
+    """Score the two answers of every pair, given its prompt in the model's chat template.
+
+    A prompt is run once: its keys and values serve both answers.
+
+    Args:
+        model: a causal language model, in any dtype; log-probabilities are taken in float32 and averaged in float64.
+        tokenizer: the model's, with a chat template.
+        items: the pairs, each with two different answers.
+        batch_size: prompts a batch.
+        threshold: see `ChoiceScores`.
+
+    Raises:
+        UsageError: there are no pairs, or one has the same two answers.
+        NonFiniteError: a margin is not finite.
+    """
+    same = tuple(pair.id for pair in items if pair.plus == pair.minus)
+    if same or not items:
+        raise UsageError("nothing to choose between", details=same, hint="score pairs with two different answers")
+    choices = [_encode_choice(tokenizer, pair) for pair in items]
+    margins = np.empty(len(items), dtype=np.float64)
+    with torch.inference_mode():
+        for rows in _batches([len(choice.prompt) for choice in choices], batch_size):
+            margins[rows] = _margins(model, [choices[row] for row in rows], pad_id(tokenizer))
+    for pair, margin in zip(items, margins, strict=True):
+        if not math.isfinite(margin):
+            raise NonFiniteError(f"the margin is {margin}", where=pair.id, hint="use a smaller coefficient")
+    return ChoiceScores(tuple(pair.id for pair in items), margins, tuple(pair.claim for pair in items), threshold)
+
+
+def perplexity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 4
+) -> Perplexity:
+    """Return the perplexity of plain texts, without chat template, every token weighing the same.
+
+    A text longer than 1024 tokens is cut into pieces of that length, each read on its own.
+
+    Raises:
+        UsageError: no text has two tokens.
+        NonFiniteError: the perplexity is not finite.
+    """
+    encoded: list[list[int]] = [tokenizer(text)["input_ids"] for text in texts]
+    pieces = [ids[start : start + _MAX_LENGTH] for ids in encoded for start in range(0, len(ids), _MAX_LENGTH)]
+    pieces = [piece for piece in pieces if len(piece) > 1]
+    if not pieces:
+        raise UsageError("no text to take the perplexity of")
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for rows in _batches([len(piece) for piece in pieces], batch_size):
+            ids, mask = _padded([pieces[row] for row in rows], pad_id(tokenizer), left=False)
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            total -= float(_log_probs(logits[:, :-1], ids[:, 1:])[mask[:, 1:].bool()].double().sum())
+            tokens += int(mask[:, 1:].sum())
+    if not math.isfinite(total):
+        raise NonFiniteError(f"the log-probability of the texts is {-total}", hint="use a smaller coefficient")
+    return Perplexity(total / tokens, tokens)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+) -> list[str]:
+    """Answer each prompt greedily, in the model's chat template; special tokens are left out of the text."""
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    answers = [""] * len(prompts)
+    with torch.inference_mode():
+        for rows in _batches([len(ids) for ids in encoded], batch_size):
+            ids, mask = _padded([encoded[row] for row in rows], pad_id(tokenizer), left=True)
+            made = model.generate(  # type: ignore[operator] # torch types a module's attributes as tensors
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad_id(tokenizer),
+            )
+            texts = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = text
+    return answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A pair as token ids."""
+
+    prompt: list[int]
+    plus: list[int]
+    minus: list[int]
+
+
+def _encode_choice(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> _Choice:
+    return _Choice(
+        prompt_ids(tokenizer, pair.prompt),
+        answer_ids(tokenizer, pair.prompt, pair.plus),
+        answer_ids(tokenizer, pair.prompt, pair.minus),
+    )
+
+
+class _Reading:
+    """A batch of sequences that a model reads piece by piece, each piece on top of the cache of those before it."""
+
+    def __init__(self, model: PreTrainedModel, padding: int) -> None:
+        self._model = model
+        self._padding = padding
+        self._cache = DynamicCache(config=model.config)
+        self._mask = torch.zeros(1, 0, dtype=torch.int64, device=model.device)
+
+    def read(self, rows: Sequence[Sequence[int]], *, left: bool, last: int = 0) -> torch.Tensor:
+        """Read one more piece of each sequence, padded on the left or on the right.
+
+        Returns:
+            The logits at the piece's `last` positions, or at all if 0: `[rows, positions, vocabulary]`.
+        """
+        ids, mask = _padded(rows, self._padding, left=left)
+        self._mask = torch.cat([self._mask, mask.to(self._mask)], dim=1)
+        logits: torch.Tensor = self._model(
+            input_ids=ids.to(self._mask.device),
+            attention_mask=self._mask,
+            position_ids=(self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=last,
+        ).logits
+        return logits
+
+    def repeat(self, times: int) -> None:
+        """Let every sequence go on as `times` sequences, next to each other."""
+        self._mask = self._mask.repeat_interleave(times, dim=0)
+        self._cache.batch_repeat_interleave(times)
+
+
+def _margins(model: PreTrainedModel, choices: Sequence[_Choice], padding: int) -> npt.NDArray[np.float64]:
+    """Return the margins of one batch; what its prompts share and each prompt are read once."""
+    prompts = [choice.prompt for choice in choices]
+    shared = _shared(prompts)
+    reading = _Reading(model, padding)
+    if shared:
+        reading.read([prompts[0][:shared]], left=False, last=1)
+    reading.repeat(len(prompts))
+    first = reading.read([prompt[shared:] for prompt in prompts], left=True, last=1)
+    reading.repeat(2)
+    answers = [answer for choice in choices for answer in (choice.plus, choice.minus)]
+    later = reading.read(answers, left=False)
+    # The prompt's last position predicts an answer's first token, and an answer's last token predicts nothing.
+    logits = torch.cat([first.repeat_interleave(2, dim=0), later[:, :-1]], dim=1)
+    targets, mask = (tensor.to(logits.device) for tensor in _padded(answers, padding, left=False))
+    sums = (_log_probs(logits, targets).double() * mask).sum(dim=1)
+    means: npt.NDArray[np.float64] = (sums / mask.sum(dim=1)).cpu().numpy()
+    return means[0::2] - means[1::2]
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """Return how many ids all rows begin with (a default system message, say), short of any row's last one."""
+    shortest = min(map(len, rows))
+    alike = (position for position in range(shortest - 1) if len({row[position] for row in rows}) > 1)
+    return next(alike, shortest - 1)
+
+
+def _log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities of the targets: `[rows, length, vocabulary]`, `[rows, length]` to float32."""
+    losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    return -losses
+
+
+def _padded(rows: Sequence[Sequence[int]], padding: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad rows of ids to one length; return ids and mask, int64 `[rows, length]`."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), padding)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        span = slice(length - len(row), length) if left else slice(len(row))
+        ids[number, span] = torch.tensor(row)
+        mask[number, span] = 1
+    return ids, mask
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield batches of row numbers, rows of like length together so that little is padding."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _bootstrap(values: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> Interval:
+    return _interval(float(values.mean()), _resampled_means(values, np.random.default_rng(0)))
+
+
+def _resampled_means(
+    values: npt.NDArray[np.float64] | npt.NDArray[np.bool_], generator: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Return the means of resamples with replacement: float64 `[_RESAMPLES]`."""
+    rows = generator.integers(len(values), size=(_RESAMPLES, len(values)))
+    means: npt.NDArray[np.float64] = values[rows].mean(axis=1, dtype=np.float64)
+    return means
+
+
+def _interval(value: float, resampled: npt.NDArray[np.float64]) -> Interval:
+    """Return the percentile interval (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13)."""
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Interval(value, float(low), float(high))
