@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.steering.tiny import tiny_model, tiny_tokenizer
+from wsmerge.errors import NonFiniteError, UsageError
+from wsmerge.steering.chat import answer_ids, prompt_ids
+from wsmerge.steering.evaluation import ChoiceScores, generate, perplexity, score_choices
+from wsmerge.steering.pairs import Pair
+
+PAIRS = [
+    Pair(
+        id=f"p{n}",
+        domain="d",
+        template="t",
+        prompt="Is it so? " * (1 + n % 4),
+        plus="Yes, " * (1 + n % 3) + str(n),
+        minus="No" + "." * (n % 5),
+        claim="true" if n % 3 else "false",
+    )
+    for n in range(11)
+]
+TEXTS = ["The sea rises and falls.", "A short one.", "x", "Glass is made from sand, but not from any sand. " * 3]
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny_tokenizer()
+
+
+def reference_log_probs(model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
+    """One sequence on its own, in float64: the log-probability of every token but the first."""
+    exact = copy.deepcopy(model).double()
+    with torch.inference_mode():
+        logits: torch.Tensor = exact(input_ids=torch.tensor([ids])).logits[0, :-1]
+    return logits.log_softmax(dim=-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def reference_margin(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pair: Pair) -> float:
+    means = []
+    for answer in (pair.plus, pair.minus):
+        turns = [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": answer}]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False)).removesuffix("\n")
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        count = len(answer.encode()) + 1
+        means.append(float(reference_log_probs(model, ids)[-count:].mean()))
+    return means[0] - means[1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_margins_equal_a_naive_reference(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_size: int
+) -> None:
+    scores = score_choices(model, tokenizer, PAIRS, batch_size=batch_size)
+    expected = [reference_margin(model, tokenizer, pair) for pair in PAIRS]
+    assert scores.ids == tuple(pair.id for pair in PAIRS)
+    np.testing.assert_allclose(scores.margins, expected, atol=2e-5)
+
+
+def test_prompts_may_have_no_beginning_in_common(model: LlamaForCausalLM) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    pairs = [PAIRS[0].model_copy(update={"prompt": prompt}) for prompt in ("abc", "defgh", "x")]
+    together = score_choices(model, tokenizer, pairs).margins
+    np.testing.assert_allclose(together, [reference_margin(model, tokenizer, pair) for pair in pairs], atol=2e-5)
+
+
+def test_answers_end_with_the_end_of_the_turn(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = tokenizer.decode(prompt_ids(tokenizer, "Well?"))
+    answer = tokenizer.decode(answer_ids(tokenizer, "Well?", "Yes."))
+    assert prompt == "<|im_start|>user\nWell?<|im_end|>\n<|im_start|>assistant\n"
+    assert answer == "Yes.<|im_end|>"
+
+
+def test_rates_means_and_intervals() -> None:
+    margins = np.array([1.0, -1.0, 3.0, -2.0, 0.0, 0.5])
+    claims: tuple[Literal["true", "false"], ...] = ("false", "false", "false", "true", "true", "true")
+    scores = ChoiceScores(tuple("abcdef"), margins, claims)
+    assert scores.rate.value == 0.5  # a margin of zero is no choice
+    assert scores.on("false").rate.value == pytest.approx(2 / 3)
+    assert scores.on("true").rate.value == pytest.approx(1 / 3)
+    assert scores.on("true").ids == ("d", "e", "f")
+    assert scores.false_minus_true.value == pytest.approx(1 / 3)
+    assert scores.mean_margin.value == pytest.approx(0.25)
+    assert scores.mean_margin.low < 0.25 < scores.mean_margin.high
+    assert ChoiceScores(scores.ids, margins, claims, threshold=0.75).rate.value == pytest.approx(1 / 3)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(5)
+    hits = 0
+    for _ in range(100):
+        margins = generator.normal(1.0, 1.0, size=80)
+        interval = ChoiceScores(("",) * 80, margins, (None,) * 80).mean_margin
+        hits += interval.low <= 1.0 <= interval.high
+    assert hits >= 88
+
+
+def test_scores_without_claims_cannot_be_split() -> None:
+    with pytest.raises(UsageError, match="true"):
+        ChoiceScores(("a",), np.array([1.0]), (None,)).on("true")
+
+
+def test_equal_answers_are_named(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    same = PAIRS[0].model_copy(update={"minus": PAIRS[0].plus})
+    with pytest.raises(UsageError) as caught:
+        score_choices(model, tokenizer, [PAIRS[1], same])
+    assert caught.value.details == ("p0",)
+
+
+def test_a_margin_that_is_not_finite_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
+    broken = tiny_model()
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="nan"):
+        score_choices(broken, tokenizer, PAIRS[:2])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_perplexity_weighs_tokens_alike(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_size: int
+) -> None:
+    found = perplexity(model, tokenizer, TEXTS, batch_size=batch_size)
+    log_probs = torch.cat([reference_log_probs(model, tokenizer(text)["input_ids"]) for text in TEXTS if len(text) > 1])
+    assert found.tokens == len(log_probs)
+    assert found.nats_per_token == pytest.approx(-float(log_probs.mean()), abs=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(found.nats_per_token))
+
+
+def test_long_texts_are_read_in_pieces(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "abcd" * 512 + "e"  # two whole pieces of 1024 tokens, and a token that nothing predicts
+    assert perplexity(model, tokenizer, [text]).tokens == 2 * 1023
+
+
+def test_generation_is_the_same_in_any_batch(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = ["Is it?", "Tell me a story about the sea.", "Why", "What is two plus two, and why?"]
+    together = generate(model, tokenizer, prompts, max_new_tokens=8)
+    apart = [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    assert together == apart
+    assert len(set(together)) > 1
