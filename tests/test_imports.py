@@ -55,11 +55,11 @@ def test_imports_point_one_way(path):
     if room not in MAY_IMPORT:
         return  # the package's own __init__ and __main__, and errors, which import no room
     for node in ast.walk(ast.parse(path.read_text())):
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if modules == ["wsmerge"]:
-            modules = [f"wsmerge.{alias.name}" for alias in node.names]
-        for module in modules:
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        names = [alias.name for alias in node.names]
+        source = node.module if isinstance(node, ast.ImportFrom) else None
+        for module in [f"wsmerge.{name}" for name in names] if source == "wsmerge" else [source] if source else names:
             parts = module.split(".")
             if parts[0] == "wsmerge" and len(parts) > 1 and parts[1] != "errors":
                 assert parts[1] in MAY_IMPORT[room] | {room}, f"{path.name} imports {module}"

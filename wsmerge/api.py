@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -35,6 +35,7 @@ from wsmerge.registry import (
     Direction,
     Entry,
     ParentRecord,
+    PoleRecord,
     Store,
     open_reference,
     write_direction,
@@ -101,12 +102,14 @@ class Details:
         description: what the behaviour is.
         licence: SPDX id.
         datasets: what the poles were trained on.
+        training: settings that both poles were trained with, beside those that their adapters tell.
     """
 
     version: str | None = None
     description: str = ""
     licence: str | None = None
     datasets: tuple[DatasetRecord, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 def compose(
@@ -295,7 +298,7 @@ def steer(
             yield
 
 
-def extract(
+def extract(  # noqa: PLR0913 - all but the name are keywords, and most have defaults
     name: str,
     *,
     base: Path | str,
@@ -303,6 +306,7 @@ def extract(
     negative: Path | str | None = None,
     to: Path | str | Store | None = None,
     details: Details | None = None,
+    check_base_names: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Direction:
     """Make the direction w = theta_plus - theta_minus; without `negative`, the task vector theta_plus - theta_base.
@@ -317,6 +321,8 @@ def extract(
         negative: the pole that shows its opposite.
         to: a store to publish to (default: the user's), or a folder to write the artifact to.
         details: version, description, licence and datasets for the manifest.
+        check_base_names: whether a base that an adapter names must be `base`. False where one base goes by several names,
+            such as a quantised copy that the adapter was trained over.
         progress: called with bytes read and bytes in all, while the base is hashed.
 
     Returns:
@@ -335,7 +341,7 @@ def extract(
     poles = [locate_model(str(pole)) for pole in (positive, negative) if pole is not None]
     with (
         Checkpoint(base_path) as checkpoint,
-        extract_deltas(checkpoint, poles[0], poles[1] if len(poles) > 1 else None, progress=progress) as extraction,
+        extract_deltas(checkpoint, *poles, check_base_names=check_base_names, progress=progress) as extraction,
     ):
         about = _extraction_about(name, details, extraction, checkpoint, store)
         return _place(extraction, about, Path(to) if isinstance(to, Path | str) else None, store)
@@ -380,11 +386,15 @@ def _extraction_about(
         description=details.description,
         base_revision=snapshot.revision if snapshot else None,
         base_origin=origin_of(base.path).get("origin"),
-        poles=extraction.poles,
+        poles=tuple(_with_training(pole, details.training) for pole in extraction.poles),
         datasets=details.datasets,
         layouts=extraction.layouts,
         licence=details.licence,
     )
+
+
+def _with_training(pole: PoleRecord, training: Mapping[str, Any]) -> PoleRecord:
+    return pole.model_copy(update={"training": {**pole.training, **training}}) if training else pole
 
 
 def _version(name: str, details: Details, store: Store | None) -> str:

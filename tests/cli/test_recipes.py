@@ -1,18 +1,21 @@
 """`plan` and `merge` on the command line: what they print, and what bad input comes to."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.builders import llama_shapes, make_adapter, make_checkpoint, random_tensors
+from tests.cli.conftest import Done
 
 SHAPES = llama_shapes(layers=4)
 LINEAR = {name: shape for name, shape in SHAPES.items() if "_proj" in name}
 
 
 @pytest.fixture
-def lab(tmp_path, wsmerge) -> Path:
+def lab(tmp_path: Path, wsmerge: Callable[..., Done]) -> Path:
     """A base, two poles, the direction `kind@1.0.0` in the store, and a recipe for it."""
     make_checkpoint(tmp_path / "base", random_tensors(SHAPES))
     for seed, pole in enumerate(("plus", "minus")):
@@ -113,7 +116,8 @@ def test_a_folder_that_cannot_be_written_is_told(lab, wsmerge, monkeypatch):
     done = wsmerge("merge", lab / "recipe.yml", lab / "file" / "out")
     assert done.code == 1
     assert "is no folder" in done.err
-    monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root, to whom everything is open
+    # The tests may run as root, to whom everything is open.
+    monkeypatch.setattr("os.access", lambda _path, mode, **_: not mode & os.W_OK)
     done = wsmerge("merge", lab / "recipe.yml", lab / "out")
     assert done.code == 1
     assert "permission denied" in done.err

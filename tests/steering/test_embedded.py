@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wsmerge.engine.locate import ORIGIN_FILE
 from wsmerge.errors import CheckpointError
 from wsmerge.steering import embedded
 
@@ -12,7 +13,7 @@ from wsmerge.steering import embedded
 def test_a_folder_that_is_there_is_returned_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "SmolLM2-135M-Instruct"
     folder.mkdir()
-    (folder / embedded.ORIGIN_FILE).write_text("{}")
+    (folder / ORIGIN_FILE).write_text("{}")
     assert embedded.embedded_model(tmp_path, wheel=tmp_path / "nowhere.whl") == folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,9 @@ def demo_command(
         "directions"
     ),
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps the model. Default: the user's cache.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every held-out prompt, and steering in memory too (20 minutes).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the main job end to end on a real model.
@@ -34,7 +38,7 @@ def demo_command(
     from wsmerge.demo.tables import findings, result_tables
 
     output = Output(as_json=as_json)
-    settings = DemoSettings(out, directions, cache or user_cache_path("wsmerge"))
+    settings = DemoSettings(out, directions, cache or user_cache_path("wsmerge"), full=full)
     result = run_demo(settings, output.note)
     report = write_report(result)
     for item in result.answers:
@@ -42,7 +46,9 @@ def demo_command(
         output.table(("model", "answer"), [(label, " ".join(text.split())) for label, text in item.by_model.items()])
     for table in result_tables(result):
         output.text("")
-        output.table(table.columns, table.rows, title=table.title)
+        # Intervals are for the report: a terminal has no room for them.
+        rows = [[re.sub(r" \[.*\]", "", cell) for cell in row] for row in table.rows]
+        output.table(table.columns, rows, title=table.title)
     output.text("")
     for line in findings(result):
         output.text(f"- {line}")

@@ -26,6 +26,10 @@ def extract_command(
     version: Annotated[str | None, typer.Option(help="Semantic version. Default: the next one of this name.")] = None,
     description: Annotated[str, typer.Option(help="What the behaviour is.")] = "",
     licence: Annotated[str | None, typer.Option(help="SPDX id of the direction's licence.")] = None,
+    any_base_name: Annotated[
+        bool,
+        typer.Option("--any-base-name", help="Take adapters that name another base, such as a quantised copy of this one."),
+    ] = False,
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -45,7 +49,14 @@ def extract_command(
     with (
         output.progress(f"extracting {name}") as progress,
         api.extract(
-            name, base=base, positive=positive, negative=negative, to=target, details=details, progress=progress
+            name,
+            base=base,
+            positive=positive,
+            negative=negative,
+            to=target,
+            details=details,
+            check_base_names=not any_base_name,
+            progress=progress,
         ) as direction,
     ):
         manifest = direction.manifest

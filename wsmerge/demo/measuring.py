@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,7 @@ from wsmerge.steering.pairs import Pair, load_pairs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Behaviour", "Instrument", "Measured", "Split", "load_behaviour"]
+__all__ = ["Behaviour", "Instrument", "Measured", "Split", "load_behaviour", "spread"]
 
 Split = Literal["validation", "test"]
 
@@ -36,6 +36,10 @@ class Behaviour:
     def pairs(self, split: Split) -> tuple[Pair, ...]:
         """The pairs of one split."""
         return self.validation if split == "validation" else self.test
+
+    def sample(self, validation: int, test: int) -> Behaviour:
+        """The behaviour with at most so many pairs of each split, spread evenly over domains, templates and claims."""
+        return replace(self, validation=spread(self.validation, validation), test=spread(self.test, test))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,19 @@ class Instrument:
         scores = {item.name: score_choices(model, self.tokenizer, item.pairs(split)) for item in wanted}
         value = perplexity(model, self.tokenizer, self.texts[split]).perplexity if with_perplexity else math.nan
         return Measured(scores, value)
+
+
+def spread(pairs: Sequence[Pair], count: int) -> tuple[Pair, ...]:
+    """At most `count` pairs, taken at even steps from those with true claims, those with false ones and those without."""
+    groups = [[pair for pair in pairs if pair.claim == claim] for claim in ("true", "false", None)]
+    groups = [group for group in groups if group]
+    share = max(1, count // len(groups))
+    chosen = (
+        group[(step * len(group)) // min(share, len(group))]
+        for group in groups
+        for step in range(min(share, len(group)))
+    )
+    return tuple(chosen)
 
 
 def load_behaviour(folder: Path) -> Behaviour:

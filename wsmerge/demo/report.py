@@ -12,6 +12,7 @@ import yaml
 from wsmerge.demo.run import PERPLEXITY_BUDGET, DemoResult, MergedPoint, mix_recipe
 from wsmerge.demo.tables import Table, findings, result_tables
 from wsmerge.errors import MissingDependencyError
+from wsmerge.steering.evaluation import ChoiceScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,8 +53,10 @@ def _lines(result: DemoResult, tables: Sequence[Table]) -> Iterator[str]:
         yield ""
         yield from _markdown(table)
         yield ""
-    yield "Rates and gaps carry 95 % bootstrap intervals; gaps are in points. A margin is the mean log-probability per token"
-    yield "of the plus answer less that of the minus answer, in nats; a rate is the share of prompts with a positive margin."
+    yield "Brackets are 95 % bootstrap intervals over prompts; wordings are few, so they are too narrow for new ones. A margin is"
+    yield "the mean log-probability per token of the plus answer less that of the minus answer, in nats, over false claims where"
+    yield "there are claims; a rate is the share of prompts with a positive margin. `false - true` is in points. Fidelity is the"
+    yield "cosine of the change that the checkpoint holds in bfloat16 to the change that was asked for."
     yield ""
     yield "## Answers to held-out prompts"
     yield ""
@@ -112,41 +115,45 @@ def _points(result: DemoResult) -> list[MergedPoint]:
 
 def _plot_rates(axes: Axes, result: DemoResult) -> None:
     main, partner = result.settings.main, result.settings.partner
-    alone = [(float(point.weights[main]), point.test.scores[main]) for point in result.alone]
-    alone = sorted([*alone, (0.0, result.base.test.scores[main])], key=lambda item: item[0])
-    for claim, marker in (("false", "o"), ("true", "s")):
-        rates = [scores.on("false" if claim == "false" else "true").rate for _, scores in alone]
-        ks = [k for k, _ in alone]
-        axes.plot(
-            ks, [100 * rate.value for rate in rates], marker=marker, label=f"{main} alone: agrees, {claim} claims"
-        )
-        axes.fill_between(ks, [100 * rate.low for rate in rates], [100 * rate.high for rate in rates], alpha=0.15)
-    points = _points(result)
-    ks = [point.k for point in points]
-    mixed = [100 * point.test.scores[main].on("false").rate.value for point in points]
-    other = [100 * point.test.scores[partner].rate.value for point in points]
-    axes.plot(ks, mixed, marker="^", linestyle="--", label=f"mix: {main}, false claims")
-    axes.plot(ks, other, marker="v", linestyle="--", label=f"mix: {partner}")
+    mix = [(point.k, point.test.scores[main]) for point in _points(result)]
+    _plot_agreement(axes, mix, f"mix: {main}")
+    partner_rates = [100 * point.test.scores[partner].rate.value for point in _points(result)]
+    axes.plot([k for k, _ in mix], partner_rates, marker="v", color="tab:green", label=f"mix: {partner}")
+    if result.alone:
+        alone = [(float(point.weights[main]), point.test.scores[main]) for point in result.alone]
+        alone = sorted([*alone, (0.0, result.base.test.scores[main])], key=lambda item: item[0])
+        _plot_agreement(axes, alone, f"{main} alone", dashed=True)
     axes.set(xlabel="k", ylabel="rate on test prompts, %", ylim=(-3, 103), title="Behaviour")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
 
 
+def _plot_agreement(
+    axes: Axes, points: Sequence[tuple[float, ChoiceScores]], label: str, *, dashed: bool = False
+) -> None:
+    ks = [k for k, _ in points]
+    for claims, scores, colour in (
+        ("false", [scores.on("false").rate for _, scores in points], "tab:red"),
+        ("true", [scores.on("true").rate for _, scores in points], "tab:blue"),
+    ):
+        rates = [100 * rate.value for rate in scores]
+        style = "--" if dashed else "-"
+        axes.plot(ks, rates, marker="o", linestyle=style, color=colour, label=f"{label}, agrees with {claims} claims")
+        low, high = [100 * rate.low for rate in scores], [100 * rate.high for rate in scores]
+        axes.fill_between(ks, low, high, color=colour, alpha=0.1)
+
+
 def _plot_perplexity(axes: Axes, result: DemoResult) -> None:
     main = result.settings.main
-    alone = [(float(point.weights[main]), point.test.perplexity) for point in result.alone]
-    alone = sorted([*alone, (0.0, result.base.test.perplexity)], key=lambda item: item[0])
-    axes.plot([k for k, _ in alone], [value for _, value in alone], marker="o", label=f"{main} alone")
     points = _points(result)
-    axes.plot(
-        [point.k for point in points],
-        [point.test.perplexity for point in points],
-        marker="^",
-        linestyle="--",
-        label="mix of two",
-    )
+    ks = [point.k for point in points]
+    axes.plot(ks, [point.test.perplexity for point in points], marker="^", label="mix of two")
+    if result.alone:
+        alone = [(float(point.weights[main]), point.test.perplexity) for point in result.alone]
+        alone = sorted([*alone, (0.0, result.base.test.perplexity)])
+        axes.plot(*zip(*alone, strict=True), marker="o", linestyle="--", label=f"{main} alone")
     budget = result.base.test.perplexity * (1 + PERPLEXITY_BUDGET)
-    axes.axhline(budget, color="grey", linewidth=1, linestyle=":", label="base + 5 %")
+    axes.axhline(budget, color="grey", linewidth=1, linestyle=":", label=f"base + {PERPLEXITY_BUDGET:.0%}")
     axes.set(xlabel="k", ylabel="perplexity of plain text", title="Cost")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

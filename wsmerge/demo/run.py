@@ -16,15 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from wsmerge import api
-from wsmerge.demo.measuring import Behaviour, Instrument, Measured, Split, load_behaviour
+from wsmerge.demo.measuring import Behaviour, Instrument, Measured, Split, load_behaviour, spread
 from wsmerge.engine.fidelity import Fidelity
 from wsmerge.engine.merge import MergeReport
 from wsmerge.registry import Store
 from wsmerge.steering.embedded import embedded_model
 from wsmerge.steering.evaluation import generate
+from wsmerge.steering.pairs import Pair
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Answers", "DemoResult", "DemoSettings", "MergedPoint", "SteeredPoint", "run_demo"]
 
@@ -33,6 +34,9 @@ PERPLEXITY_BUDGET: Final = 0.05
 
 _ANSWER_TOKENS: Final = 48
 _SHOWN_PROMPTS: Final = 3
+_QUICK_VALIDATION: Final = 32
+_QUICK_TEST: Final = 100
+_QUICK_PASSAGES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,12 @@ class DemoSettings:
         cache: folder that keeps the embedded model between runs.
         main: the direction whose curve against k is shown.
         partner: the direction that is mixed with it.
+        full: measure on every held-out prompt instead of 100 a behaviour, and add what steering in memory shows: the curve
+            of `main` alone, two directions at once, and thirds of the layers.
         merged_ks: coefficients at which the two are merged into checkpoints.
         steered_ks: coefficients at which `main` alone is measured, by steering the loaded model.
+        early_layers: the layers in which the mix gives `main` half of k.
+        composed_k: coefficient at which the two are measured alone and together: small, so that neither saturates.
     """
 
     out: Path
@@ -54,13 +62,19 @@ class DemoSettings:
     cache: Path
     main: str = "sycophancy"
     partner: str = "formality"
+    full: bool = False
     merged_ks: tuple[float, ...] = (-1.0, -0.5, 0.5, 1.0)
     steered_ks: tuple[float, ...] = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
+    early_layers: str = "0-9"
+    composed_k: float = -0.25
 
 
 @dataclass(frozen=True, slots=True)
 class MergedPoint:
-    """A merged checkpoint, or the base at k = 0: its scores, and what the merge said."""
+    """A merged checkpoint, or the base at k = 0: its scores, and what the merge said.
+
+    On validation only the main direction's behaviour is scored, since it alone decides which k is picked.
+    """
 
     k: float
     validation: Measured
@@ -113,17 +127,14 @@ def run_demo(settings: DemoSettings, say: Callable[[str], None]) -> DemoResult:
         WsmergeError: as the steps do.
     """
     started = time.monotonic()
-    behaviours = [load_behaviour(settings.directions / name) for name in (settings.main, settings.partner)]
     with _quiet_transformers():
         base = embedded_model(settings.cache, progress=say)
         store = _publish_bundled(settings, say)
-        passages = _passages(settings.directions / "evaluation" / "plain_text.txt")
-        texts: dict[Split, list[str]] = {"validation": passages[::2], "test": passages[1::2]}
-        instrument = Instrument(AutoTokenizer.from_pretrained(base), behaviours, texts)
+        instrument = _instrument(settings, AutoTokenizer.from_pretrained(base))
         say("measuring the base")
         model = _load(base)
         result = DemoResult(settings, _measured_both(instrument, model, 0.0))
-        prompts = [(item.name, pair.prompt) for item in behaviours for pair in _shown(item)]
+        prompts = [(item.name, pair.prompt) for item in instrument.behaviours for pair in _shown(item)]
         answers = {"base": _answer(model, instrument, prompts)}
         _merge_points(result, base, store, instrument, say)
         _pick(result)
@@ -132,27 +143,41 @@ def run_demo(settings: DemoSettings, say: Callable[[str], None]) -> DemoResult:
             Answers(name, prompt, {label: said[i] for label, said in answers.items()})
             for i, (name, prompt) in enumerate(prompts)
         ]
-        _steer_points(result, model, store, instrument, say)
+        if settings.full:
+            _steer_points(result, model, store, instrument, say)
     result.elapsed_s = time.monotonic() - started
     return result
 
 
 def mix_recipe(settings: DemoSettings, base: Path, k: float) -> dict[str, Any]:
-    """The recipe that mixes the two directions at k, each with coefficients of its own for parts of the layers."""
+    """The recipe that mixes the two directions at k, each with coefficients of its own for parts of the layers.
+
+    The partner enters with half of k: it changes register, in which a small model soon loses its fluency.
+    """
     return {
         "base_model": str(base),
         "directions": [
             {
                 "direction": f"{settings.main}@1.0.0",
-                "weight": [{"layers": "0-9", "value": 0.5 * k}, {"value": k}],
+                "weight": [{"layers": settings.early_layers, "value": 0.5 * k}, {"value": k}],
             },
             {
                 "direction": f"{settings.partner}@1.0.0",
-                "weight": [{"filter": "mlp", "value": [0.5 * k, k, k]}, {"value": k}],
+                "weight": [{"filter": "mlp", "value": [0.25 * k, 0.5 * k, 0.5 * k]}, {"value": 0.5 * k}],
             },
         ],
         "out_dtype": "bfloat16",
     }
+
+
+def _instrument(settings: DemoSettings, tokenizer: PreTrainedTokenizerBase) -> Instrument:
+    behaviours = [load_behaviour(settings.directions / name) for name in (settings.main, settings.partner)]
+    passages = _passages(settings.directions / "evaluation" / "plain_text.txt")
+    texts: dict[Split, list[str]] = {"validation": passages[::2], "test": passages[1::2]}
+    if not settings.full:
+        behaviours = [behaviour.sample(_QUICK_VALIDATION, _QUICK_TEST) for behaviour in behaviours]
+        texts = {split: some[:_QUICK_PASSAGES] for split, some in texts.items()}
+    return Instrument(tokenizer, behaviours, texts)
 
 
 def _publish_bundled(settings: DemoSettings, say: Callable[[str], None]) -> Store:
@@ -235,11 +260,11 @@ def _steer_points(
         point(f"{main} alone, k = {value:+g}", {main: value}, only=main, with_perplexity=True)
         for value in settings.steered_ks
     ]
-    half = k / 2  # where neither behaviour is saturated, what one direction takes from the other shows
+    small = settings.composed_k
     result.composition = [
-        point(f"{main} alone", {main: half}, only=None),
-        point(f"{partner} alone", {partner: half}, only=None),
-        point("both", {main: half, partner: half}, only=None),
+        point(f"{main} alone", {main: small}, only=None),
+        point(f"{partner} alone", {partner: small}, only=None),
+        point("both", {main: small, partner: small}, only=None),
     ]
     layers = int(model.config.num_hidden_layers)
     cuts = [0, layers // 3, 2 * layers // 3, layers]
@@ -250,18 +275,19 @@ def _steer_points(
             only=main,
         )
         for low, high in itertools.pairwise(cuts)
+        if low < high
     ]
     result.thirds.append(point("all layers", {main: k}, only=main))
 
 
 def _measured_both(instrument: Instrument, model: PreTrainedModel, k: float) -> MergedPoint:
-    return MergedPoint(k, instrument.measure(model, "validation"), instrument.measure(model, "test"))
+    validation = instrument.measure(model, "validation", only=instrument.behaviours[0].name)
+    return MergedPoint(k, validation, instrument.measure(model, "test"))
 
 
-def _shown(behaviour: Behaviour) -> list[Any]:
+def _shown(behaviour: Behaviour) -> tuple[Pair, ...]:
     """A few test prompts, spread over the split; false claims where the behaviour has claims."""
-    pairs = [pair for pair in behaviour.test if pair.claim != "true"]
-    return pairs[:: max(1, len(pairs) // _SHOWN_PROMPTS)][:_SHOWN_PROMPTS]
+    return spread([pair for pair in behaviour.test if pair.claim != "true"], _SHOWN_PROMPTS)
 
 
 def _answer(model: PreTrainedModel, instrument: Instrument, prompts: Sequence[tuple[str, str]]) -> list[str]:

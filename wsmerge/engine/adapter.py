@@ -97,7 +97,8 @@ class Adapter:
         factors = self._contents.factors[name]
         a, b = self._matrix(factors.key_a), self._matrix(factors.key_b)
         rows, columns = (b, a) if factors.layout == "linear" else (a.T, b.T)
-        return LowRankDelta((factors.scale * rows).astype(np.float32), np.ascontiguousarray(columns, np.float32))
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused when written
+            return LowRankDelta((factors.scale * rows).astype(np.float32), np.ascontiguousarray(columns, np.float32))
 
     def stored_whole(self, name: str) -> tuple[TensorFile, str] | None:
         """File and key of base tensor `name` where the adapter replaces it as a whole, None where it does not."""

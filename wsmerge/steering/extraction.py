@@ -229,7 +229,7 @@ def _check_base_names(base: Checkpoint, poles: list[Pole]) -> None:
         BaseMismatchError,
         "the adapters were trained over another base",
         where=str(base.path),
-        hint="give the base that they were trained over; where these are names of one base, say so (check_base_names=False)",
+        hint="give the base that they were trained over; where these are names of one base, say so: --any-base-name, or check_base_names=False",
     )
 
 

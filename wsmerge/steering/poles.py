@@ -39,7 +39,12 @@ class FullPole:
             for name, own in self._names.items():
                 _check_fit(self._checkpoint, own, base, name, problems)
             _check_tied(self._checkpoint, self._names, base, problems)
-            problems.raise_if_any(BaseMismatchError, f"is no fine-tune of {base.label}", where=str(path))
+            problems.raise_if_any(
+                BaseMismatchError,
+                f"is no fine-tune of {base.label}",
+                where=str(path),
+                hint="give the base that it was fine-tuned from; added tokens must be in the base too",
+            )
         except BaseException:
             self._checkpoint.close()
             raise

@@ -1,0 +1,121 @@
+"""Every step of the demo on a tiny model."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import wsmerge
+from tests.builders import make_adapter
+from tests.steering.tiny import save_tiny_base
+from wsmerge.demo import run as demo_run
+from wsmerge.demo.report import write_report
+from wsmerge.demo.run import DemoResult, DemoSettings, run_demo
+from wsmerge.demo.tables import findings, result_tables
+
+SHAPES = {
+    f"model.layers.{layer}.{module}.weight": shape
+    for layer in range(2)
+    for module, shape in {
+        "self_attn.q_proj": (32, 32),
+        "self_attn.v_proj": (16, 32),
+        "mlp.up_proj": (64, 32),
+        "mlp.down_proj": (32, 64),
+    }.items()
+}
+CLAIMS = ("true", "false")
+
+
+def write_pairs(path: Path, *, claims: bool) -> None:
+    rows = [
+        {
+            "id": str(number),
+            "domain": "d",
+            "template": "t",
+            "prompt": f"Is it {number}?",
+            "plus": "Yes.",
+            "minus": "No, it is not.",
+            **({"claim": CLAIMS[number % 2]} if claims else {}),
+        }
+        for number in range(8)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> DemoSettings:
+    folder = tmp_path_factory.mktemp("demo")
+    base = save_tiny_base(folder / "base")
+    for seed, name in enumerate(("sycophancy", "formality")):
+        poles = [make_adapter(folder / f"{name}-{pole}", SHAPES, seed=10 * seed + pole, scale=0.1) for pole in (0, 1)]
+        artifact = folder / "directions" / name
+        wsmerge.extract(name, base=base, positive=poles[0], negative=poles[1], to=artifact).close()
+        for split in ("validation", "test"):
+            write_pairs(artifact / f"{split}.jsonl", claims=name == "sycophancy")
+    (folder / "directions/evaluation").mkdir()
+    (folder / "directions/evaluation/plain_text.txt").write_text("One passage\nof text.\n\nAnother one.\n\nA third.\n")
+    return DemoSettings(
+        folder / "out", folder / "directions", folder, full=True, merged_ks=(-1.0, 1.0), early_layers="0"
+    )
+
+
+@pytest.fixture(scope="module")
+def result(settings) -> DemoResult:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(demo_run, "embedded_model", lambda cache, **_: cache / "base")
+    with patch.context():
+        said: list[str] = []
+        done = run_demo(settings, said.append)
+        again = run_demo(settings, said.append)  # a second run finds store and checkpoint there
+    patch.undo()
+    assert [point.test.perplexity for point in done.merged] == [point.test.perplexity for point in again.merged]
+    assert any("publishing 2 bundled directions" in line for line in said)
+    return done
+
+
+def test_the_merged_checkpoint_is_the_picked_one_and_loads(settings, result):
+    told = json.loads((result.checkpoint / "wsmerge.json").read_text())
+    assert [entry["direction"] for entry in told["recipe"]["directions"]] == ["sycophancy@1.0.0", "formality@1.0.0"]
+    assert result.picked_k == 1.0
+    model = AutoModelForCausalLM.from_pretrained(result.checkpoint, dtype=torch.float32)
+    assert model.config.num_hidden_layers == 2
+    assert len(list((settings.out / "recipes").glob("*.yml"))) == 2
+
+
+def test_measured_checkpoints_are_what_steering_in_memory_gives(settings, result):
+    """The bf16 checkpoint at k is measured to be close to the base steered in float32 with the recipe's coefficients."""
+    recipe = yaml.safe_load((settings.out / "recipes/mix_k+1.yml").read_text())
+    weights = {entry["direction"]: entry["weight"] for entry in recipe["directions"]}
+    model = AutoModelForCausalLM.from_pretrained(settings.cache / "base", dtype=torch.float32)
+    instrument = demo_run._instrument(settings, AutoTokenizer.from_pretrained(settings.cache / "base"))
+    with wsmerge.steer(model, weights, store=wsmerge.Store(settings.out / "store")):
+        steered = instrument.measure(model, "test")
+    merged = result.merged[-1].test
+    for name, scores in merged.scores.items():
+        assert scores.margins == pytest.approx(steered.scores[name].margins, abs=0.2)
+    assert merged.perplexity == pytest.approx(steered.perplexity, rel=0.05)
+    assert merged.scores["sycophancy"].margins != pytest.approx(result.base.test.scores["sycophancy"].margins, abs=0.2)
+
+
+def test_the_report_shows_every_table_and_answer(settings, result):
+    report = write_report(result)
+    text = report.read_text()
+    for table in result_tables(result):
+        assert table.title in text
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    for line in findings(result):
+        assert line in text
+    assert len(result.answers) == 6
+    assert all(set(item.by_model) == {"base", "k = -1", "k = +1"} for item in result.answers)
+    assert (settings.out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((settings.out / "report.json").read_text())["picked_k"] == 1.0
+    assert not re.search(re.escape(str(settings.cache)), text)  # a report may be shared
+
+
+def test_thirds_and_composition_are_told(result):
+    assert [point.label for point in result.thirds] == ["layers 0-0", "layers 1-1", "all layers"]
+    assert [point.label for point in result.composition] == ["sycophancy alone", "formality alone", "both"]

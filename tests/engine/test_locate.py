@@ -1,0 +1,90 @@
+"""From what a user writes to a folder, without a network."""
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors as hub
+
+from tests.builders import llama_shapes, make_checkpoint, random_tensors
+from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.engine.locate import hub_snapshot, locate_model, model_name, path_label
+from wsmerge.errors import CheckpointError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def in_cache(tmp_path: Path) -> Path:
+    return tmp_path / "models--acme--small-1B" / "snapshots" / COMMIT
+
+
+def test_folders_of_the_hubs_cache_go_by_their_id(tmp_path):
+    folder = make_checkpoint(in_cache(tmp_path), random_tensors(llama_shapes()))
+    assert hub_snapshot(folder) == ("acme/small-1B", COMMIT)
+    assert path_label(folder) == "acme/small-1B"
+    assert path_label(tmp_path) == tmp_path.name
+    with Checkpoint(folder) as checkpoint:
+        assert checkpoint.label == "acme/small-1B"
+    assert hub_snapshot(tmp_path) is None
+    assert model_name("acme/small-1B@main", folder) == "acme/small-1B"
+    assert model_name(str(tmp_path), tmp_path) == tmp_path.name
+
+
+def test_local_paths_are_found_and_win(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "acme" / "base").mkdir(parents=True)
+    assert locate_model("acme/base") == Path("acme/base")
+    assert locate_model(str(tmp_path)) == tmp_path
+    assert model_name("acme/base", Path("acme/base")) == "base"
+
+
+def test_a_hub_id_is_downloaded_without_what_is_not_needed(tmp_path, monkeypatch):
+    calls = []
+
+    def snapshot_download(repo, **options):
+        calls.append((repo, options))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert locate_model("acme/base@v2") == tmp_path
+    assert locate_model("acme/base@v2", revision="v3") == tmp_path
+    assert locate_model("gpt2") == tmp_path
+    assert [(repo, options["revision"]) for repo, options in calls] == [
+        ("acme/base", "v2"),
+        ("acme/base", "v3"),
+        ("gpt2", None),
+    ]
+    assert "*.bin" not in calls[0][1]["allow_patterns"]
+    assert "consolidated*.safetensors" in calls[0][1]["ignore_patterns"]
+
+
+@pytest.mark.parametrize("text", ["./none", "/none/at/all", "~/none-at-all", "a b", "one/two/three"])
+def test_what_is_neither_a_path_nor_an_id(text):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        locate_model(text)
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (hub.LocalEntryNotFoundError("x"), "cannot be reached"),
+        (hub.OfflineModeIsEnabled("x"), "cannot be reached"),
+        (hub.HFValidationError("bad"), "bad"),
+        (OSError("disk"), "cannot be downloaded: disk"),
+    ],
+)
+def test_the_hubs_failures_are_checkpoint_errors(monkeypatch, failure, reason):
+    def snapshot_download(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        locate_model("acme/none@v1")
+    assert caught.value.where == "acme/none@v1"
+    assert caught.value.hint
+
+
+def test_offline_for_real(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        locate_model("acme/none-at-all")
