@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.synthetic import SIZES, make_checkpoint, make_direction
 
@@ -28,10 +29,25 @@ def main() -> None:
     print(f"{'size':>6} {'input MB':>9} {'peak MB':>8} {'stated MB':>9} {'wall s':>7}")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for size in arguments.sizes:
-            print(_row(size, Path(folder)), flush=True)
+            found = measure(size, Path(folder))
+            print(
+                f"{size:>6} {found.input_bytes / 1e6:9.0f} {found.peak_bytes / 1e6:8.0f} {found.stated_bytes / 1e6:9.0f}"
+                f" {found.wall_s:7.2f}",
+                flush=True,
+            )
 
 
-def _row(size: str, folder: Path) -> str:
+class Measured(NamedTuple):
+    """One merge: bytes of the base, peak resident memory less file mappings, what the plan stated, wall time."""
+
+    input_bytes: int
+    peak_bytes: int
+    stated_bytes: int
+    wall_s: float
+
+
+def measure(size: str, folder: Path) -> Measured:
+    """Make a base of `size` and two directions in `folder`, and merge them in a process of its own."""
     base = make_checkpoint(folder / size, size)
     directions = [make_direction(folder / f"{size}-direction-{seed}", size, seed=seed) for seed in (1, 2)]
     recipe = folder / f"{size}.yml"
@@ -40,17 +56,16 @@ def _row(size: str, folder: Path) -> str:
     wsmerge = [sys.executable, "-m", "wsmerge"]
     plan = subprocess.run([*wsmerge, "plan", str(recipe), "--json"], check=True, capture_output=True)  # noqa: S603
     stated = json.loads(plan.stdout)["peak_bytes"]
-    input_bytes = (base / "model.safetensors").stat().st_size
     merge = [*wsmerge, "merge", str(recipe), str(folder / f"{size}-out")]
     _peak_of(merge)  # the first run compiles the kernels and fills the page cache
     peak_bytes, wall_s = _peak_of([*merge, "--overwrite"])
-    return f"{size:>6} {input_bytes / 1e6:9.0f} {peak_bytes / 1e6:8.0f} {stated / 1e6:9.0f} {wall_s:7.2f}"
+    return Measured((base / "model.safetensors").stat().st_size, peak_bytes, stated, wall_s)
 
 
 def _peak_of(command: list[str]) -> tuple[int, float]:
     """Peak resident memory less file mappings, in bytes, and wall time, in seconds, of `command`."""
     started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
     peak = 0
     while process.poll() is None:
         peak = max(peak, _resident(process.pid))

@@ -20,6 +20,7 @@ __all__ = ["SIZES", "make_checkpoint", "make_direction"]
 
 # hidden, layers, inner, vocabulary; tied embeddings
 SIZES: Mapping[str, tuple[int, int, int, int]] = {
+    "20M": (256, 12, 704, 32000),
     "0.1B": (576, 30, 1536, 49152),
     "0.4B": (1024, 16, 5632, 32000),
     "1.5B": (2048, 26, 5632, 32000),

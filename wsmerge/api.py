@@ -6,14 +6,13 @@ are looked up in `store`, by default the user's own (`WSMERGE_HOME`, else the us
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import dtype_named
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.checkpoint import Checkpoint
@@ -164,7 +163,7 @@ def compose(
 
 
 @dataclass(frozen=True, slots=True)
-class RecipePlan:
+class RecipePlan(Closing):
     """What a recipe will do, from headers alone; a context manager that closes its inputs.
 
     Attributes:
@@ -184,14 +183,6 @@ class RecipePlan:
         self.merge.base.close()
         for direction in self.directions:
             direction.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def plan(recipe: RecipeLike, *, store: Store | None = None, options: PlanOptions | None = None) -> RecipePlan:
@@ -409,8 +400,8 @@ def _place(source: DeltaSource, about: About, folder: Path | None, store: Store 
         return write_direction(folder, source, about)
     if store is None:
         raise ValueError("neither a folder nor a store")
-    with tempfile.TemporaryDirectory(prefix="wsmerge-") as scratch:
-        with write_direction(Path(scratch) / "direction", source, about) as written:
+    with store.scratch() as scratch:
+        with write_direction(scratch / "direction", source, about) as written:
             entry = store.publish(written)
         return store.open(f"{entry.name}@{entry.version}")
 

@@ -14,9 +14,9 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
+from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import DTYPES
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.errors import Problems, TensorFileError
@@ -29,7 +29,7 @@ _MAX_HEADER_BYTES: Final = 100_000_000
 _METADATA_KEY: Final = "__metadata__"
 
 
-class TensorFile:
+class TensorFile(Closing):
     """One safetensors file, open for reading; a context manager. Reads are positional, so threads may share it.
 
     Raises:
@@ -79,14 +79,6 @@ class TensorFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def encode_header(

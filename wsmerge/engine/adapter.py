@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.reading import digest_tensors, has_equal_values, tensor_values
 from wsmerge.core.tensor_file import TensorFile
@@ -34,7 +34,7 @@ ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
 _TENSOR_FILE: Final = "adapter_model.safetensors"
 
 
-class Adapter:
+class Adapter(Closing):
     """A LoRA adapter folder over `base`; a context manager. Factors are read when asked for; threads may share it.
 
     Tensors are named as in `base`; of tied parameters only the input's name is used. Tensors stored whole that hold the
@@ -112,14 +112,6 @@ class Adapter:
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _matrix(self, key: str) -> NDArray[np.float64]:
         spec = self._file.specs[key]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
+from wsmerge.core.closing import Closing
 from wsmerge.core.digest import structure_digest
 from wsmerge.core.reading import digest_tensors, has_equal_values
 from wsmerge.core.tensor_file import TensorFile
@@ -30,7 +30,7 @@ _SCALE_ENDINGS: Final = (
 )
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """A checkpoint folder (or one safetensors file), open for reading; a context manager and a core `Source`.
 
     Reads are positional, so threads may share it.
@@ -137,11 +137,3 @@ class Checkpoint:
         """Close all files; reading afterwards is an error."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

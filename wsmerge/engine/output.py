@@ -16,12 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from wsmerge.core.files import sync_folder
 from wsmerge.engine.journal import JOURNAL_FILE, is_resumable
 from wsmerge.engine.plan import MergePlan
 from wsmerge.engine.sink import output_failure
 from wsmerge.errors import OutputError, UsageError
 
-__all__ = ["REPORT_FILE", "OutputFolder", "check_output", "sync_folder"]
+__all__ = ["REPORT_FILE", "OutputFolder", "check_output"]
 
 REPORT_FILE = "wsmerge.json"
 
@@ -148,15 +149,6 @@ class OutputFolder:
             for parent in reversed(self._made):
                 if not any(parent.iterdir()):
                     parent.rmdir()
-
-
-def sync_folder(folder: Path) -> None:
-    """Return when the entries of `folder` are on the disk."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _partial(out: Path) -> Path:

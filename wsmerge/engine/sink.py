@@ -10,9 +10,9 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from wsmerge.core.closing import Closing
 from wsmerge.core.tensor_file import PAGE_BYTES
 from wsmerge.engine.layout import Block, OutputShard
 from wsmerge.errors import OutputError, WsmergeError
@@ -22,7 +22,7 @@ __all__ = ["ShardFiles", "output_failure"]
 _NO_DIRECT: Final = -1
 
 
-class ShardFiles:
+class ShardFiles(Closing):
     """The open tensor files of an output folder; a context manager. Threads may write different blocks at once."""
 
     def __init__(self, folder: Path, shards: Sequence[OutputShard]) -> None:
@@ -69,14 +69,6 @@ class ShardFiles:
         for fd in (*self._plain, *(fd for fd in self._direct if fd != _NO_DIRECT)):
             os.close(fd)
         self._plain, self._direct = [], []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def output_failure(error: OSError, path: Path) -> WsmergeError:

@@ -11,7 +11,7 @@ import errno
 from pathlib import Path
 from typing import Final
 
-from wsmerge.registry.files import copy_synced, create_synced, file_sha256, make_folder, sync_folder
+from wsmerge.core.files import copy_synced, create_synced, file_sha256, make_folder, sync_folder
 from wsmerge.registry.paths import StorePaths
 
 __all__ = ["place_bytes", "place_file"]

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import Delta, DenseDelta, LowRankDelta
 from wsmerge.core.tensors import BaseIdentity
 from wsmerge.errors import DirectionError, ManifestError, Problems
@@ -35,7 +35,7 @@ __all__ = ["Direction", "artifact_files", "open_direction_folder", "read_manifes
 _MAX_MANIFEST_BYTES: Final = 100_000_000
 
 
-class Direction:
+class Direction(Closing):
     """An opened artifact folder; a context manager. Tensors are read when asked for; threads may share it.
 
     Attributes:
@@ -103,14 +103,6 @@ class Direction:
     def close(self) -> None:
         """Close the payload's files; reading tensors afterwards is an error."""
         self.payload.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Direction {self.label} of {len(self._rows)} tensors at {self.path}>"

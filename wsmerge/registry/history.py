@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsmerge.errors import StoreError
-from wsmerge.registry.files import make_folder, sync_folder
+from wsmerge.core.files import make_folder, sync_folder
 
 __all__ = ["Action", "Event", "History", "append_event", "read_history"]
 

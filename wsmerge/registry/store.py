@@ -24,7 +24,7 @@ from wsmerge.errors import ConflictError, NotFoundError, OutputError, StoreError
 from wsmerge.registry.catalogue import Catalogue, Entry, store_reference
 from wsmerge.registry.compare import Difference, compare_directions
 from wsmerge.registry.direction import Direction, open_direction_folder
-from wsmerge.registry.files import make_folder, sync_folder
+from wsmerge.core.files import make_folder, sync_folder
 from wsmerge.registry.garbage import GarbageReport, collect_garbage
 from wsmerge.registry.history import Event, append_event
 from wsmerge.registry.manifest import Manifest
@@ -78,6 +78,16 @@ class Store(Catalogue):
             return self._publish(source, name, version, aliases)
         with open_direction_folder(source) as direction:
             return self._publish(direction, name, version, aliases)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder on the store's own disk, for an artifact that is about to be published; gone afterwards.
+
+        Raises:
+            OutputError: the store cannot be written.
+        """
+        with self._writing(), self._staged() as folder:
+            yield folder
 
     def tag(self, name: str, alias: str, target: str) -> Entry:
         """Point `alias` of `name` to `target`: a version, another alias, or `sha256:` or `content:` with a digest.

@@ -17,12 +17,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.digest import canonical_json, sha256_hex
 from wsmerge.core.reading import has_equal_values, tensor_values
@@ -51,7 +51,7 @@ class _Part:
     factored: tuple[tuple[int, Pole], ...]
 
 
-class Extraction:
+class Extraction(Closing):
     """The difference of two poles as a `DeltaSource`: nothing is computed until it is read. A context manager.
 
     Tensors whose difference is exactly zero are not part of it.
@@ -132,14 +132,6 @@ class Extraction:
         self._plus.close()
         if self._minus is not None:
             self._minus.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _part(self, name: str) -> _Part:
         plus, minus = (stored_or_base(pole, self._checkpoint, name) for pole in (self._plus, self._minus))
