@@ -80,7 +80,7 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
     if _HUB_ID.fullmatch(manifest.base.model):
         matter |= {"base_model": manifest.base.model, "base_model_relation": "adapter"}
     if manifest.licence:
-        matter["license"] = manifest.licence
+        matter["license"] = manifest.licence.lower()  # the Hub knows SPDX ids in lower case
     datasets = sorted({data.source for data in manifest.datasets if _on_hub(data.source)})
     if datasets:
         matter["datasets"] = datasets
