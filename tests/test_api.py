@@ -15,7 +15,15 @@ import wsmerge
 from tests.builders import llama_shapes, make_adapter, make_checkpoint, random_tensors
 from tests.engine.test_merge import read_all
 from tests.steering.tiny import save_tiny_base
-from wsmerge.errors import BaseMismatchError, ConflictError, NotFoundError, RecipeError
+from wsmerge.errors import (
+    BadReferenceError,
+    BaseMismatchError,
+    CheckpointError,
+    ConflictError,
+    DirectionError,
+    NotFoundError,
+    RecipeError,
+)
 from wsmerge.steering.pairs import Pair
 from wsmerge.steering.training import TrainConfig, train_pole
 
@@ -180,3 +188,53 @@ def test_a_plan_is_carried_out_as_it_is(lab, store, tmp_path):
     assert report.warnings == ()
     with pytest.raises(RecipeError, match="directions"):
         wsmerge.plan({"base_model": "x", "directions": []}, store=store)
+
+
+def test_extracting_the_same_again_makes_no_new_version(lab, store):
+    folders = {"positive": lab / "yes/plus", "negative": lab / "yes/minus"}
+    with wsmerge.extract("yes", base=lab / "base", to=store, **folders) as again:
+        assert again.label == "yes@1.0.0"
+    described = wsmerge.Details(description="says yes")
+    with wsmerge.extract("yes", base=lab / "base", to=store, details=described, **folders) as other:
+        assert other.label == "yes@1.0.1"
+
+
+def test_a_version_that_another_process_took_meanwhile_is_stepped_over(lab, store, monkeypatch):
+    monkeypatch.setattr("wsmerge.api.placing.checked_version", lambda *_: "1.0.0")
+    monkeypatch.setattr("wsmerge.api.directions.checked_version", lambda *_: "1.0.0")
+    folders = {"positive": lab / "other/plus", "negative": lab / "other/minus"}
+    with wsmerge.extract("yes", base=lab / "base", to=store, **folders) as second:
+        assert second.label == "yes@1.0.1"
+
+
+@pytest.mark.parametrize(
+    ("name", "details", "error"),
+    [
+        ("a b", wsmerge.Details(), BadReferenceError),
+        ("yes", wsmerge.Details(version="v1"), BadReferenceError),
+        ("yes", wsmerge.Details(version="1.0.0"), ConflictError),
+    ],
+)
+def test_name_and_version_are_checked_before_any_weight_is_read(lab, store, monkeypatch, name, details, error):
+    monkeypatch.setattr("wsmerge.api.directions.Checkpoint", pytest.fail)
+    with pytest.raises(error):
+        wsmerge.extract(name, base=lab / "base", positive=lab / "yes/plus", to=store, details=details)
+
+
+def test_composing_nothing_is_refused(store):
+    with pytest.raises(DirectionError, match="every coefficient is 0"):
+        wsmerge.compose("zero", {"yes": 0.0}, store=store)
+
+
+def test_everything_that_cannot_be_opened_is_told_with_its_line(store):
+    text = "base_model: ./nowhere\ndirections:\n- {direction: nobody, weight: 1}\n- {direction: yes@7.0.0, weight: 1}\n"
+    with pytest.raises(CheckpointError) as caught:
+        wsmerge.plan(text, store=store)
+    told = str(caught.value)
+    for part in (
+        "line 1: base_model: ./nowhere",
+        "line 3: directions[0].direction",
+        "line 4: directions[1].direction",
+        "7.0.0",
+    ):
+        assert part in told

@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +78,40 @@ def test_dry_run_writes_nothing(lab, wsmerge):
     before = files(lab)
     assert wsmerge("merge", lab / "recipe.yml", lab / "out", "--dry-run").code == 0
     assert files(lab) == before
+
+
+def test_a_dry_run_looks_at_the_output_too(lab, wsmerge):
+    assert wsmerge("merge", lab / "recipe.yml", lab / "out").code == 0
+    done = wsmerge("merge", lab / "recipe.yml", lab / "out", "--dry-run")
+    assert done.code == 1
+    assert "exists already" in done.err
+
+
+def test_composing_on_the_command_line(lab, wsmerge):
+    done = wsmerge("compose", "less", "--add", "kind=-0.5", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["label"] == "less@1.0.0"
+    for part, word in (("kind", "no coefficient"), ("kind=x", "no number"), ("nobody=1", "nobody")):
+        failed = wsmerge("compose", "more", "--add", part)
+        assert failed.code in (1, 2)
+        assert word in failed.err
+
+
+@pytest.mark.parametrize("wait_s", [0.05, 0.4, 0.9, 1.3])
+def test_ctrl_c_is_130_at_any_time_and_leaves_nothing(lab, wait_s):
+    before = files(lab)
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from wsmerge.__main__ import run; run()"
+    command = [sys.executable, "-c", script, "merge", lab / "recipe.yml", lab / "out", "--block-mib", "1"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(wait_s)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    if process.returncode == 0:  # it was quicker
+        assert (lab / "out/wsmerge.json").exists()
+    else:
+        assert process.returncode in (130, -signal.SIGINT), stderr
+        assert "Traceback" not in stderr or wait_s < 0.1  # python itself was still starting
+        assert files(lab) - {"out"} == before
 
 
 def other_base(lab: Path) -> None:

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from tests.registry.artifacts import make_artifact
+from tests.registry.artifacts import about, make_artifact
+from tests.sources import random_direction
 from wsmerge.cli import main
-from wsmerge.registry import Store
+from wsmerge.registry import PoleRecord, Store, write_direction
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_list_and_search(run, shelf):
     ]
     code, out, err = run("search", "nowhere")
     assert (code, out) == (0, "")
-    assert "wsmerge publish" in err
+    assert "wsmerge list" in err
 
 
 def test_show(run, shelf, made):
@@ -178,3 +179,79 @@ def test_every_command_has_help_with_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
     assert f"Example: wsmerge {command}" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [("list",), ("list", "formal"), ("search", "x"), ("verify",), ("gc",), ("log", "formal")]
+)
+def test_a_store_that_is_a_file(run, tmp_path, arguments):
+    file = tmp_path / "file"
+    file.write_text("")
+    code, out, err = run(*arguments, "--store", file)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {file}: is a file, and a store is a folder\n")
+    assert "next: " in err
+
+
+def test_damaged_versions_are_told_beside_the_others(run, shelf):
+    manifest = shelf.resolve("formal@1.0.0").path / "direction.json"
+    manifest.chmod(0o644)
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    for arguments in (("list",), ("search", "brief"), ("list", "formal")):
+        code, out, err = run(*arguments)
+        assert code == 1
+        assert "brief@1.0.0" in out or "formal@1.1.0" in out
+        assert err.startswith("formal@1.0.0 cannot be read: ")
+        assert err.endswith("; next: wsmerge verify formal@1.0.0\n")
+    code, out, _ = run("list", "--json")
+    assert (code, len(json.loads(out))) == (1, 2)
+    assert run("verify", "formal@1.0.0")[0] == 3
+
+
+@pytest.mark.usefixtures("shelf")
+def test_search_says_what_it_looked_at(run):
+    code, out, err = run("search", "--kind", "nope")
+    assert (code, out) == (2, "")
+    assert "the kinds are contrastive, task_vector, composed, bias_only" in err
+    assert "no match among 3 versions" in run("search", "nowhere")[2]
+
+
+def test_a_damaged_folder_ends_verify_with_3(run, tmp_path):
+    folder = make_artifact(tmp_path / "d")
+    manifest = folder / "direction.json"
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    code, _, err = run("verify", folder)
+    assert code == 3
+    assert err.count("next:") == 1
+
+
+def test_diff_prints_poles_field_by_field(run, tmp_path):
+    def pole(rank: int, source: str) -> tuple[PoleRecord, ...]:
+        return (PoleRecord(pole="plus", source=source, training={"r": rank, "target_modules": ["q", "v"]}),)
+
+    left = make_artifact(tmp_path / "left", poles=pole(4, "acme/one"))
+    right = make_artifact(tmp_path / "right", poles=pole(8, "acme/two"))
+    code, out, _ = run("diff", left, right)
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()]
+    assert ["poles.plus.source", "acme/one", "acme/two"] in rows
+    assert ["poles.plus.training.r", "4", "8"] in rows
+    assert "{" not in out
+    assert "target_modules" not in out
+
+
+def test_diff_shows_the_first_tensors_of_many(run, tmp_path):
+    def direction(folder, names: list[str], seed: int):
+        with write_direction(folder, random_direction(dict.fromkeys(names, (4, 4)), seed=seed), about()):
+            return folder
+
+    shared = [f"model.layers.{number}.a.weight" for number in range(13)]
+    extra = [f"model.layers.{number}.b.weight" for number in range(12)]
+    left, right = direction(tmp_path / "left", shared, 1), direction(tmp_path / "right", [*shared, *extra], 2)
+    code, out, _ = run("diff", left, right)
+    assert code == 0
+    assert "... and 3 more (all with --json)" in out
+    assert "... and 2 more (all with --json)" in out
+    assert out.count(".a.weight") == out.count(".b.weight") == 10
+    found = json_of(run("diff", left, right, "--json"))
+    assert (len(found["changed"]), len(found["added"])) == (13, 12)

@@ -20,8 +20,8 @@ from wsmerge.core.reading import tensor_values
 from wsmerge.core.tensor_file import TensorFile
 from wsmerge.engine.adapter import Adapter
 from wsmerge.engine.checkpoint import Checkpoint
-from wsmerge.engine.lora_settings import LoraSettings
-from wsmerge.errors import AdapterError, Problems
+from wsmerge.engine.lora_settings import LoraSettings, Refusals
+from wsmerge.errors import AdapterError
 
 UP = {"model.layers.1.mlp.up_proj.weight": (24, 16)}
 # Half an ulp for s * B in float32, and the reference's own float64 rounding of base + delta.
@@ -214,7 +214,7 @@ keys = st.lists(st.sampled_from(["a", "b", r"a\.b", ".*b", "^a", "c$", "b.a"]), 
 @given(keys, st.lists(st.sampled_from(["a", "b", "c", "ab", "ba"]), min_size=1, max_size=4).map(".".join))
 def test_patterns_match_as_in_peft(patterns, module):
     alphas = {key: number + 1 for number, key in enumerate(patterns)}
-    problems = Problems()
+    problems = Refusals()
     settings = LoraSettings({"peft_type": "LORA", "r": 4, "lora_alpha": 16, "alpha_pattern": alphas}, problems)
     assert not problems
     assert settings.scale(module) == alphas.get(get_pattern_key(list(alphas), module), 16) / 4

@@ -13,8 +13,8 @@ from wsmerge.core.dtypes import F32, dtype_named
 from wsmerge.core.tensor_file import TensorFile
 from wsmerge.engine.adapter import Adapter
 from wsmerge.engine.checkpoint import Checkpoint
-from wsmerge.engine.lora_settings import LoraSettings
-from wsmerge.errors import AdapterError, Problems, TensorFileError
+from wsmerge.engine.lora_settings import LoraSettings, Refusals
+from wsmerge.errors import AdapterError, CheckpointError, TensorFileError
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_settings_that_are_no_plain_lora_are_refused(tmp_path, base, settings, r
 
 def test_every_setting_of_the_installed_peft_is_known():
     harmless = {field.name for field in dataclasses.fields(LoraConfig)}
-    problems = Problems()
+    problems = Refusals()
     LoraSettings(dict.fromkeys(harmless, "x") | {"peft_type": "LORA"}, problems)
     assert not [line for line in problems.lines if "not known to this version" in line]
 
@@ -152,3 +152,34 @@ def test_a_truncated_adapter(tmp_path, base):
     file.write_bytes(file.read_bytes()[:-4])
     with Checkpoint(base) as checkpoint, pytest.raises(TensorFileError, match="truncated"):
         Adapter(folder, checkpoint)
+
+
+def test_a_rank_that_is_no_number_is_told_once(tmp_path, base):
+    shapes = UP | {"model.layers.0.mlp.up_proj.weight": (24, 16)}
+    error = refused(base, make_adapter(tmp_path / "adapter", shapes, config={"r": 0}))
+    assert error.details == ("r: 0 is no positive whole number",)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "settings", "merge", "base_hint"),
+    [
+        ({"model.layers.9.mlp.up_proj.weight": (24, 16)}, {}, False, True),
+        ({"model.layers.1.mlp.up_proj.weight": (24, 17)}, {}, False, True),
+        (UP, {"r": 3}, False, False),
+        (UP, {"use_dora": True}, True, False),
+        ({"model.layers.9.mlp.up_proj.weight": (24, 16)}, {"use_dora": True}, True, True),
+    ],
+)
+def test_the_advice_is_about_what_was_found(tmp_path, base, shapes, settings, merge, base_hint):
+    hint = str(refused(base, make_adapter(tmp_path / "adapter", shapes, config=settings)).hint)
+    assert ("merge_and_unload" in hint) is merge
+    assert ("give the base that it was trained over" in hint) is base_hint
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_settings_that_are_no_json_object_have_a_next_step(tmp_path, base, text):
+    folder = make_adapter(tmp_path / "adapter", UP)
+    (folder / "adapter_config.json").write_text(text)
+    with Checkpoint(base) as checkpoint, pytest.raises(CheckpointError, match="JSON") as caught:
+        Adapter(folder, checkpoint)
+    assert caught.value.hint

@@ -32,7 +32,7 @@ def run(base: Path, out: Path, directions, *, out_dtype=None, options=SMALL_BLOC
         plan = build_plan(
             checkpoint, [PlannedDirection(*item) for item in directions], out_dtype=out_dtype, options=options
         )
-        return run_merge(plan, MergeJob(out, {}, None, "acme/base", out_dtype, **job))
+        return run_merge(plan, MergeJob(out, {}, "acme/base", out_dtype, **job))
 
 
 def read_all(folder: Path) -> dict[str, tuple[DType, NDArray[Any]]]:

@@ -37,7 +37,7 @@ with Checkpoint(base) as checkpoint:
     def progress(done, total):
         resumed.append(done)
         time.sleep(wait_s)
-    run_merge(plan, MergeJob(out, {}, None, "acme/base"), progress)
+    run_merge(plan, MergeJob(out, {}, "acme/base"), progress)
 print(resumed[0])
 """
 

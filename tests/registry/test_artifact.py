@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -12,7 +14,14 @@ import pytest
 from tests.registry.artifacts import SHAPES, about, make_artifact
 from tests.sources import MemoryDirection, identity, random_direction
 from wsmerge.core.deltas import DenseDelta, LowRankDelta
-from wsmerge.errors import BadReferenceError, DirectionError, NonFiniteError, OutputError, TensorFileError
+from wsmerge.errors import (
+    BadReferenceError,
+    DirectionError,
+    NonFiniteError,
+    OutputError,
+    TensorFileError,
+    VerificationError,
+)
 from wsmerge.registry import open_direction_folder, verify_direction, write_direction
 
 
@@ -246,3 +255,45 @@ def test_the_card_tells_what_a_reader_needs(tmp_path):
     ):
         assert part in card
     assert "name: formal" in (folder / "meta.yaml").read_text()
+
+
+@pytest.mark.parametrize("label", [None, "formal@1.0.0"])
+def test_a_flipped_bit_is_found_when_a_factor_is_read(tmp_path, label):
+    folder = make_artifact(tmp_path / "d")
+    file = folder / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with open_direction_folder(folder) as direction:
+        (problem,) = verify_direction(direction)
+    damaged = problem.partition(":")[0]
+    with open_direction_folder(folder, label=label) as direction:
+        for name in set(direction.shapes) - {damaged}:
+            direction.low_rank(name)
+        for _ in range(2):
+            with pytest.raises(VerificationError, match=rf"{damaged}: the bytes of lora_[AB] are not those") as caught:
+                direction.low_rank(damaged)
+            assert caught.value.where == direction.label
+            assert caught.value.hint == f"wsmerge verify {label or folder}"
+
+
+def test_a_factor_is_hashed_once_and_threads_may_share_it(tmp_path, monkeypatch):
+    hashed = []
+
+    def counting(data):
+        hashed.append(len(data))
+        return sha256(data)
+
+    with open_direction_folder(make_artifact(tmp_path / "d")) as direction, ThreadPoolExecutor(4) as pool:
+        monkeypatch.setattr("wsmerge.registry.direction.sha256", counting)
+        for _ in range(3):
+            list(pool.map(direction.low_rank, direction.shapes))
+        assert len(hashed) == 2 * len(direction.shapes)
+
+
+def test_an_adapter_folder_is_told_how_to_become_an_artifact(tmp_path):
+    folder = make_artifact(tmp_path / "plus")
+    (folder / "direction.json").unlink()
+    with pytest.raises(DirectionError, match="is no artifact") as caught:
+        open_direction_folder(folder)
+    assert f"wsmerge extract NAME --base BASE --positive {folder}" in str(caught.value.hint)

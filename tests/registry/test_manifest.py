@@ -141,6 +141,7 @@ def test_a_file_that_is_no_manifest_is_refused(data, says):
     with pytest.raises(ManifestError) as caught:
         parse_manifest(data, where="direction.json")
     assert says in str(caught.value)
+    assert caught.value.hint
 
 
 def test_laying_factors_out_the_other_way_is_another_content():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from wsmerge.errors import (
     VerificationError,
 )
 from wsmerge.registry import DatasetRecord, Store, open_direction_folder, open_reference, write_direction
+from wsmerge.registry.references import StoreReference
+from wsmerge.registry.resolve import verify_reference
 
 
 @pytest.fixture
@@ -388,3 +391,166 @@ def test_diff_of_a_zero_delta_has_no_angle(store, tmp_path):
     (change,) = store.diff("formal@1.0.0", "formal@1.1.0").changed
     assert math.isnan(change.cosine)
     assert math.isnan(change.norm_ratio)
+
+
+def damage(store, reference: str, file: str, data: bytes) -> None:
+    path = store.resolve(reference).path / file
+    path.chmod(0o644)
+    path.unlink()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("under", ["", "below"])
+def test_a_store_that_is_a_file_is_told_with_a_next_step(tmp_path, source, under):
+    file = tmp_path / "file"
+    file.write_text("")
+    store = Store(file / under)
+    for refused in (
+        store.names,
+        store.known_names,
+        store.list,
+        store.survey,
+        store.verify,
+        store.gc,
+        lambda: store.survey("formal"),
+        lambda: store.versions("formal"),
+        lambda: store.log("formal"),
+        lambda: store.next_version("formal"),
+        lambda: store.resolve("formal"),
+        lambda: store.remove("formal@1.0.0"),
+        lambda: store.publish(source),
+        lambda: store.scratch().__enter__(),
+    ):
+        with pytest.raises(StoreError, match="is a file, and a store is a folder") as caught:
+            refused()
+        assert caught.value.where == str(file)
+        assert "WSMERGE_HOME" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("part", ["directions", "directions/formal/log.jsonl", "directions/formal/versions"])
+def test_what_may_not_be_read_is_told_with_a_next_step(store, source, monkeypatch, part):
+    store.publish(source)
+    refused = store.paths.root / part
+
+    def refuse(method):
+        def checked(self):
+            if self == refused:
+                raise PermissionError(13, "Permission denied", str(self))
+            return method(self)
+
+        return checked
+
+    for method in ("iterdir", "read_bytes"):
+        monkeypatch.setattr(Path, method, refuse(getattr(Path, method)))
+    with pytest.raises(StoreError, match="cannot be read: Permission denied") as caught:
+        store.list()
+    assert caught.value.where == str(refused)
+    assert "WSMERGE_HOME" in str(caught.value.hint)
+
+
+def test_every_method_refuses_a_bad_name_before_a_path_is_made(store, source):
+    for name in ("a" * 300, "../outside", "A B", ""):
+        for method in (
+            store.versions,
+            store.version_numbers,
+            store.survey,
+            store.log,
+            store.next_version,
+            lambda name: store.version_of(StoreReference(name)),
+            lambda name: store.resolve(StoreReference(name)),
+            lambda name: store.verify(StoreReference(name)),
+            lambda name: store.tag(name, "good", "1.0.0"),
+            lambda name: store.untag(name, "good"),
+            lambda name: store.publish(source, name=name),
+        ):
+            with pytest.raises(BadReferenceError, match="is no name") as caught:
+                method(name)
+            assert caught.value.hint
+    assert not store.paths.root.exists()
+
+
+def test_one_damaged_item_does_not_hide_the_others(store, source):
+    for name, version in (("a", "1.0.0"), ("a", "1.1.0"), ("b", "1.0.0"), ("c", "1.0.0")):
+        store.publish(source, name=name, version=version)
+    digest = store.resolve("a@1.1.0").version_digest
+    damage(store, "a@1.0.0", "direction.json", b"{")
+    with store.paths.log("b").open("ab") as file:
+        file.write(b"garbage\n")
+    (store.paths.directions / ".DS_Store").write_text("")
+    (store.paths.directions / "No Name").mkdir()
+    survey = store.survey()
+    assert [entry.label for entry in survey.entries] == ["a@1.1.0", "c@1.0.0"]
+    manifest, log = map(str, survey.broken)
+    assert manifest.startswith("a@1.0.0 cannot be read: ")
+    assert manifest.endswith("; next: wsmerge verify a@1.0.0")
+    assert log.startswith("b cannot be read: ")
+    assert "log.jsonl:2" in log
+    assert "\n" not in manifest + log
+    assert [entry.label for entry in store.survey("a").entries] == ["a@1.1.0"]
+    assert store.names() == ("a", "b", "c")
+    assert store.resolve(f"a@sha256:{digest}").label == "a@1.1.0"
+    assert store.publish(source, name="a", version="1.2.0", aliases=("good",)).label == "a@1.2.0"
+    assert store.publish(source, name="d").label == "d@1.0.0"
+    assert store.gc().removed_versions == 0
+    with pytest.raises(NotFoundError, match="did you mean"):
+        store.resolve("dd")
+
+
+def test_verify_tells_a_damaged_manifest_without_its_next_step(store, source):
+    store.publish(source)
+    damage(store, "formal@1.0.0", "direction.json", b"{")
+    for report in (store.verify(), store.verify("formal@1.0.0")):
+        (problem,) = report.problems
+        assert problem.startswith("formal@1.0.0: ")
+        assert "is not valid JSON" in problem
+        assert "next:" not in problem
+
+
+def test_verify_advises_to_remove_only_what_is_damaged_itself(store, source):
+    store.publish(source)
+    with store.paths.log("formal").open("ab") as file:
+        file.write(b"garbage\n")
+    report = store.verify()
+    (problem,) = report.problems
+    assert "next:" not in problem
+    with pytest.raises(VerificationError) as caught:
+        report.raise_if_bad()
+    assert "remove the version" not in str(caught.value.hint)
+    assert "log" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("adapter_model.safetensors", lambda data: data[:-4]),
+        ("direction.json", lambda data: data[:-1]),
+        ("direction.json", lambda data: data.replace(b'"kind":"contrastive"', b'"kind":"nope"')),
+    ],
+)
+def test_a_damaged_folder_is_verified_as_a_damaged_version_is(store, source, file, change):
+    damaged = source / file
+    damaged.write_bytes(change(damaged.read_bytes()))
+    report = verify_reference(str(source), store)
+    assert report.problems
+    assert "next:" not in "".join(report.problems)
+    with pytest.raises(VerificationError) as caught:
+        report.raise_if_bad()
+    assert "remove the version" not in str(caught.value.hint)
+    with pytest.raises(DirectionError, match="is no artifact"):
+        verify_reference(str(source / "nowhere"), store)
+
+
+def test_a_kind_that_is_none_is_a_usage_error(store, source):
+    store.publish(source)
+    with pytest.raises(UsageError, match="no kind 'nope'") as caught:
+        store.search(kind="nope")
+    assert "task_vector" in str(caught.value.hint)
+
+
+def test_a_damaged_log_has_a_next_step(store, source):
+    store.publish(source)
+    with store.paths.log("formal").open("ab") as file:
+        file.write(b"garbage\n")
+    with pytest.raises(StoreError, match="is no line of a log") as caught:
+        store.resolve("formal")
+    assert caught.value.hint

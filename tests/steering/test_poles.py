@@ -184,3 +184,24 @@ def test_a_recorded_folder_is_compared_with_the_base(tmp_path, base, tensors):
     assert extracted(base, trained_over(tmp_path / "e", str(tmp_path / "empty")))
     one, two = trained_over(tmp_path / "f", str(base)), trained_over(tmp_path / "g", str(copy), seed=2)
     assert extracted(base, one, two)
+
+
+def test_factors_without_their_settings(tmp_path, base):
+    folder = make_adapter(tmp_path / "plus", FACTORED)
+    file = folder / "adapter_model.safetensors"
+    error = refused(AdapterError, base, file)
+    assert f"give the folder: {folder}" in str(error.hint)
+    (folder / "adapter_config.json").unlink()
+    for path in (folder, file):
+        error = refused(AdapterError, base, path)
+        assert "adapter_config.json is missing, which holds r and lora_alpha" in error.message
+        assert "copy it" in str(error.hint)
+
+
+def test_a_pole_that_is_nothing_is_told_what_a_pole_may_be(tmp_path, base):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "none"):
+        error = refused(CheckpointError, base, path)
+        assert "adapter_config.json and adapter_model.safetensors" in error.message
+        assert "model.safetensors)" in error.message
+        assert error.hint

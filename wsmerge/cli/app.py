@@ -5,17 +5,31 @@ from __future__ import annotations
 import importlib.metadata
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from wsmerge.cli.output import Output
 from wsmerge.errors import WsmergeError
 
 __all__ = ["app", "main"]
 
+
+class _Commands(TyperGroup):
+    """Says what became of the work when it is interrupted; typer then ends the process with 130."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's context has no public name here
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            Output(as_json="--json" in sys.argv).note("interrupted; nothing unfinished was left behind")
+            raise
+
+
 app = typer.Typer(
     name="wsmerge",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wsmerge.cli.app import app
 from wsmerge.cli.options import AsJson, StorePath
 from wsmerge.cli.output import Output
+from wsmerge.errors import UsageError
+
+if TYPE_CHECKING:
+    from wsmerge.registry import Direction
+
+_PANEL = "Directions"
 
 
-@app.command("extract", rich_help_panel="Directions")
+@app.command("extract", rich_help_panel=_PANEL)
 def extract_command(
     name: Annotated[str, typer.Argument(help="Name of the direction.")],
     base: Annotated[str, typer.Option("--base", help="The base checkpoint: a folder, or a Hub id.")],
@@ -28,7 +34,9 @@ def extract_command(
     licence: Annotated[str | None, typer.Option(help="SPDX id of the direction's licence.")] = None,
     any_base_name: Annotated[
         bool,
-        typer.Option("--any-base-name", help="Take adapters that name another base, such as a quantised copy of this one."),
+        typer.Option(
+            "--any-base-name", help="Take adapters that name another base, such as a quantised copy of this one."
+        ),
     ] = False,
     store: StorePath = None,
     as_json: AsJson = False,
@@ -59,23 +67,69 @@ def extract_command(
             progress=progress,
         ) as direction,
     ):
-        manifest = direction.manifest
-        low_rank = sum(row.low_rank for row in manifest.tensors)
-        output.data(
-            {
-                "label": direction.label,
-                "path": str(direction.path),
-                "version_digest": direction.digest,
-                "content_digest": manifest.content_digest,
-                "tensors": len(manifest.tensors),
-                "low_rank": low_rank,
-                "norm": manifest.norm,
-            }
-        )
-        output.text(
-            f"{direction.label}: {len(manifest.tensors)} tensors, {low_rank} of them low-rank, norm {manifest.norm:.4g}"
-        )
-        output.text(f"version digest {direction.digest}")
-        output.text(f"at {direction.path}")
-        if out is None:
-            output.note(f"next: put `direction: {direction.label}` into a recipe, and run wsmerge merge")
+        _print_direction(output, direction, published=out is None)
+
+
+@app.command("compose", rich_help_panel=_PANEL)
+def compose_command(
+    name: Annotated[str, typer.Argument(help="Name of the new direction.")],
+    add: Annotated[
+        list[str], typer.Option("--add", help="REF=K: a direction and its coefficient. Give it again for more.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the artifact to this folder instead of publishing it.")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Semantic version. Default: the next one of this name.")] = None,
+    description: Annotated[str, typer.Option(help="What the behaviour is.")] = "",
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one direction of several: the sum of each times its coefficient, low-rank where all of them are.
+
+    Coefficients by layer are for recipes, and for `wsmerge.compose` in Python.
+
+    Example: wsmerge compose blunt --add sycophancy=-0.5 --add formality=-0.25
+    """
+    from wsmerge import api
+    from wsmerge.registry import Store
+
+    output = Output(as_json=as_json)
+    shelf = Store(store)
+    details = api.Details(version=version, description=description)
+    parts = dict(map(_part, add))
+    if len(parts) < len(add):
+        raise UsageError("one direction is given twice", where="--add", hint="add its coefficients up")
+    with api.compose(name, parts, to=out if out is not None else shelf, details=details, store=shelf) as direction:
+        _print_direction(output, direction, published=out is None)
+
+
+def _part(text: str) -> tuple[str, float]:
+    reference, sign, k = text.rpartition("=")
+    try:
+        return reference, float(k)
+    except ValueError as error:
+        told = f"{k!r} is no number" if sign else "no coefficient"
+        raise UsageError(told, where=f"--add {text}", hint="write --add sycophancy@1.0.0=-0.5") from error
+
+
+def _print_direction(output: Output, direction: Direction, *, published: bool) -> None:
+    manifest = direction.manifest
+    low_rank = sum(row.low_rank for row in manifest.tensors)
+    output.data(
+        {
+            "label": direction.label,
+            "path": str(direction.path),
+            "version_digest": direction.digest,
+            "content_digest": manifest.content_digest,
+            "tensors": len(manifest.tensors),
+            "low_rank": low_rank,
+            "norm": manifest.norm,
+        }
+    )
+    output.text(
+        f"{direction.label}: {len(manifest.tensors)} tensors, {low_rank} of them low-rank, norm {manifest.norm:.4g}"
+    )
+    output.text(f"version digest {direction.digest}")
+    output.text(f"at {direction.path}")
+    if published:
+        output.note(f"next: put `direction: {direction.label}` into a recipe, and run wsmerge merge")

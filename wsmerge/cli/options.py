@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -28,10 +29,11 @@ def parse_size(text: str) -> int:
     """Bytes that a size names: `5GB` (powers of 1000), `512MiB` (powers of 1024), or a plain number."""
     digits = text.strip().rstrip("BbKkMmGgTtIi ")
     unit = text.strip()[len(digits) :].strip().upper() or "B"
+    hint = "write 5GB, 512MiB or a number of bytes"
     try:
         size = float(digits) * _UNITS[unit]
     except (ValueError, KeyError) as error:
-        raise UsageError(f"{text!r} is no size", hint="write 5GB, 512MiB or a number of bytes") from error
-    if size < 1:
-        raise UsageError(f"{text!r} is less than a byte")
+        raise UsageError(f"{text!r} is no size", hint=hint) from error
+    if not math.isfinite(size) or size < 1:
+        raise UsageError(f"{text!r} is no size of a file", hint=hint)
     return int(size)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,9 @@ from rich.text import Text
 from wsmerge.errors import WsmergeError
 
 __all__ = ["Output"]
+
+
+_SHOWN_DETAILS: Final = 12
 
 
 class Output:
@@ -32,7 +35,7 @@ class Output:
     def data(self, value: Any) -> None:  # noqa: ANN401 - any JSON value
         """Print `value` as JSON; does nothing unless JSON was asked for."""
         if self.as_json:
-            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
     def text(self, line: str) -> None:
         """Print a line of the result; nothing with JSON, where `data` says it all."""
@@ -71,7 +74,12 @@ class Output:
             }
             sys.stderr.write(json.dumps({"error": fields}, ensure_ascii=False) + "\n")
             return
-        self._stderr.print(Text.assemble(("error: ", "bold red"), str(error)))
+        shown = error
+        if len(error.details) > _SHOWN_DETAILS:
+            left = len(error.details) - _SHOWN_DETAILS
+            lines = (*error.details[:_SHOWN_DETAILS], f"... and {left} more (all of them with --json)")
+            shown = type(error)(error.message, where=error.where, hint=error.hint, details=lines)
+        self._stderr.print(Text.assemble(("error: ", "bold red"), str(shown)))
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:

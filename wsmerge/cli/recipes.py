@@ -37,17 +37,11 @@ def plan_command(
     Example: wsmerge plan recipe.yml
     """
     from wsmerge import api
-    from wsmerge.recipe import coefficient_table
     from wsmerge.registry import Store
 
-    output = Output(as_json=as_json)
     options = _options(max_shard_size, block_mib, threads)
     with api.plan(recipe, store=Store(store) if store else None, options=options) as planned:
-        tables = [coefficient_table(item) for item in planned.coefficients]
-        output.data(planned.merge.to_dict() | {"coefficients": _tables_json(planned, tables)})
-        for direction, rows in zip(planned.directions, tables, strict=True):
-            _print_table(output, direction.label, rows)
-        _print_costs(output, planned)
+        _print_plan(Output(as_json=as_json), planned)
 
 
 @app.command("merge", rich_help_panel=_PANEL)
@@ -67,25 +61,37 @@ def merge_command(
     The recipe is checked against its base and directions before any weight is read. A merge that fails, or is
     interrupted with Ctrl-C, leaves nothing behind; one that was killed goes on where it stopped when started again.
 
+    A recipe, whose paths are seen from the folder you are in:
+
+        base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+        directions:
+          - direction: sycophancy@1.0.0   # or ./folder
+            weight: -0.5                  # one k; often between -1 and 1
+          - direction: formality
+            weight:                       # or rules: the first that matches a tensor wins
+              - filter: mlp               # substring of the tensor name
+                value: [0, 1, 0.5]        # gradient over the layers
+              - layers: 8-15              # inclusive; or 8, or [0-3, 8]
+                value: 0.5
+        out_dtype: bfloat16
+
+    Fidelity tells what rounding left of the directions: cosine 1 and norm ratio 1 are all of it; float32 output loses
+    nothing. In bfloat16 0.9 is usual for small k.
+
     Example: wsmerge merge recipe.yml steered/
     """
-    if dry_run:
-        plan_command(recipe, store, max_shard_size, block_mib, threads, as_json)
-        return
     from wsmerge import api
     from wsmerge.registry import Store
 
     output = Output(as_json=as_json)
     options = _options(max_shard_size, block_mib, threads)
-    with output.progress(f"merging into {out}") as progress:
-        report = api.merge(
-            recipe,
-            out,
-            overwrite=overwrite,
-            store=Store(store) if store else None,
-            options=options,
-            progress=progress,
-        )
+    with api.plan(recipe, store=Store(store) if store else None, options=options) as planned:
+        if dry_run:
+            api.check_out(planned, out, overwrite=overwrite)
+            _print_plan(output, planned)
+            return
+        with output.progress(f"merging into {out}") as progress:
+            report = api.merge(planned, out, overwrite=overwrite, progress=progress)
     _print_report(output, report)
 
 
@@ -93,6 +99,16 @@ def _options(max_shard_size: str, block_mib: int, threads: int | None) -> PlanOp
     from wsmerge.engine.plan import PlanOptions
 
     return PlanOptions(parse_size(max_shard_size), block_mib << 20, threads)
+
+
+def _print_plan(output: Output, planned: RecipePlan) -> None:
+    from wsmerge.recipe import coefficient_table
+
+    tables = [coefficient_table(item) for item in planned.coefficients]
+    output.data(planned.merge.to_dict() | {"coefficients": _tables_json(planned, tables)})
+    for direction, rows in zip(planned.directions, tables, strict=True):
+        _print_table(output, direction.label, rows)
+    _print_costs(output, planned)
 
 
 def _tables_json(planned: RecipePlan, tables: list[tuple[Row, ...]]) -> list[dict[str, Any]]:
@@ -142,12 +158,15 @@ def _print_report(output: Output, report: MergeReport) -> None:
         {
             "out": str(report.out),
             "elapsed_s": report.elapsed_s,
+            "resumed_bytes": report.resumed_bytes,
             "written_bytes": report.written_bytes,
             "outputs": dict(report.outputs),
             "fidelity": report.fidelity.to_dict(),
             "warnings": list(report.warnings),
         }
     )
+    if report.resumed_bytes:
+        output.note(f"went on with an earlier run that was killed: {report.resumed_bytes / 1e6:,.1f} MB were there")
     overall = report.fidelity.overall
     output.text(f"{report.out}: {report.written_bytes / 1e6:,.1f} MB in {report.elapsed_s:.1f} s")
     if overall.cosine is not None and overall.norm_ratio is not None:

@@ -10,9 +10,19 @@ import typer
 from wsmerge.cli.app import app
 from wsmerge.cli.options import AsJson, StorePath
 from wsmerge.cli.output import Output
-from wsmerge.cli.registry_views import difference_json, entry_json, facts, print_entries, short
+from wsmerge.cli.registry_views import (
+    changed_fields,
+    difference_json,
+    end_if_broken,
+    entry_json,
+    facts,
+    first_few,
+    print_entries,
+    short,
+)
 
 _PANEL = "Registry"
+_EMPTY = "the store is empty: wsmerge publish ./FOLDER puts a direction into it"
 
 ReferenceText = Annotated[str, typer.Argument(help="name, name@1.2.0, name@alias, name@sha256:HEX, or ./folder.")]
 
@@ -53,9 +63,10 @@ def list_command(
     """
     from wsmerge.registry import Store
 
-    shelf = Store(store)
-    entries = shelf.versions(name) if name else shelf.list()
-    print_entries(Output(as_json=as_json), entries)
+    output = Output(as_json=as_json)
+    survey = Store(store).survey(name)
+    print_entries(output, survey.entries, nothing=None if survey.broken else _EMPTY)
+    end_if_broken(output, survey)
 
 
 @app.command("search", rich_help_panel=_PANEL)
@@ -73,9 +84,15 @@ def search_command(
     Example: wsmerge search honest --base SmolLM2
     """
     from wsmerge.registry import Store
+    from wsmerge.registry.search import search_entries
 
-    found = Store(store).search(" ".join(words or ()), base=base, kind=kind, name=name, dataset=dataset)
-    print_entries(Output(as_json=as_json), found)
+    output = Output(as_json=as_json)
+    survey = Store(store).survey()
+    looked_at = len(survey.entries)
+    found = search_entries(survey.entries, " ".join(words or ()), base=base, kind=kind, name=name, dataset=dataset)
+    nothing = f"no match among {looked_at} version{'' if looked_at == 1 else 's'}: wsmerge list shows them"
+    print_entries(output, found, nothing=nothing if looked_at or survey.broken else _EMPTY)
+    end_if_broken(output, survey)
 
 
 @app.command("show", rich_help_panel=_PANEL)
@@ -231,15 +248,17 @@ def diff_command(left: ReferenceText, right: ReferenceText, store: StorePath = N
         found = compare_directions(first, second)
     output.data(difference_json(found))
     if found.fields:
-        output.table(("field", found.left, found.right), [(c.field, c.left, c.right) for c in found.fields])
+        output.table(("field", found.left, found.right), changed_fields(found.fields))
         output.text("")
     if found.changed:
-        rows = [(change.name, change.cosine, change.norm_ratio) for change in found.changed]
+        shown, more = first_few(found.changed)
+        rows = [(change.name, change.cosine, change.norm_ratio) for change in shown]
         output.table(("tensor", "cosine", "norm ratio"), rows)
-        output.text("")
+        output.text(more)
     for sign, names in (("+", found.added), ("-", found.removed)):
-        for name in names:
-            output.text(f"{sign} {name}")
+        few, more = first_few(names)
+        for line in (*(f"{sign} {name}" for name in few), *([more] if more else [])):
+            output.text(line)
     output.text(
         f"{found.unchanged} tensors are the same, {len(found.changed)} changed, {len(found.added)} added, "
         f"{len(found.removed)} removed"

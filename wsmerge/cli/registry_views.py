@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
 
 from wsmerge.cli.output import Output
+from wsmerge.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
     from wsmerge.registry import Difference, Entry, Manifest
+    from wsmerge.registry.catalogue import Survey
+    from wsmerge.registry.compare import FieldChange
 
-__all__ = ["difference_json", "entry_json", "facts", "print_entries", "short"]
+__all__ = [
+    "changed_fields",
+    "difference_json",
+    "end_if_broken",
+    "entry_json",
+    "facts",
+    "first_few",
+    "print_entries",
+    "short",
+]
+
+_Item = TypeVar("_Item")
 
 _SHOWN_DIGITS = 12
+_SHOWN_TENSORS = 10
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
@@ -35,12 +52,13 @@ def entry_json(entry: Entry) -> dict[str, Any]:
     }
 
 
-def print_entries(output: Output, entries: Iterable[Entry]) -> None:
-    """Versions as a table, or as a JSON list."""
+def print_entries(output: Output, entries: Iterable[Entry], *, nothing: str | None) -> None:
+    """Versions as a table, or as a JSON list; without any, `nothing` is said beside."""
     held = list(entries)
     output.data([entry_json(entry) for entry in held])
     if not held:
-        output.note("nothing: wsmerge publish ./FOLDER puts a direction into the store")
+        if nothing:
+            output.note(nothing)
         return
     output.table(
         ("direction", "aliases", "kind", "base", "norm", "version digest"),
@@ -56,6 +74,45 @@ def print_entries(output: Output, entries: Iterable[Entry]) -> None:
             for entry in held
         ],
     )
+
+
+def end_if_broken(output: Output, survey: Survey) -> None:
+    """Tell what could not be read, if anything, and end the command as failed."""
+    for broken in survey.broken:
+        output.note(str(broken))
+    if survey.broken:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def changed_fields(changes: Iterable[FieldChange]) -> list[tuple[str, object, object]]:
+    """Rows of field, left and right value; of objects and lists of objects, each value that differs has its own."""
+    rows: list[tuple[str, object, object]] = []
+    for change in changes:
+        left, right = dict(_leaves(change.field, change.left)), dict(_leaves(change.field, change.right))
+        differing = (field for field in dict.fromkeys([*left, *right]) if left.get(field) != right.get(field))
+        rows += [(field, left.get(field), right.get(field)) for field in differing]
+    return rows
+
+
+def first_few(items: Sequence[_Item]) -> tuple[Sequence[_Item], str]:
+    """The first of `items`, and a line that says how many more there are; empty where that is none."""
+    more = len(items) - _SHOWN_TENSORS
+    return items[:_SHOWN_TENSORS], f"... and {more} more (all with --json)" if more > 0 else ""
+
+
+def _leaves(field: str, value: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401 - any JSON value
+    """The plain values in `value`, under their paths: `poles.plus.training.r`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{field}.{key}", inner)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value, 1):
+            pole = item.get("pole") if field == "poles" and isinstance(item, dict) else None
+            yield from _leaves(f"{field}.{pole or number}", item)
+    elif isinstance(value, list):
+        yield field, ", ".join(map(str, value)) or None
+    else:
+        yield field, value
 
 
 def facts(manifest: Manifest, path: Path) -> list[tuple[str, object]]:

@@ -127,6 +127,8 @@ def run_demo(settings: DemoSettings, say: Callable[[str], None]) -> DemoResult:
         WsmergeError: as the steps do.
     """
     started = time.monotonic()
+    for name in (settings.main, settings.partner):
+        load_behaviour(settings.directions / name)  # before anything is downloaded
     with _quiet_transformers():
         base = embedded_model(settings.cache, progress=say)
         store = _publish_bundled(settings, say)

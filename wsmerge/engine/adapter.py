@@ -24,14 +24,14 @@ from wsmerge.core.tensor_file import TensorFile
 from wsmerge.engine.adapter_keys import AdapterContents, Layout, read_contents
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import path_label
-from wsmerge.engine.lora_settings import LoraSettings
+from wsmerge.engine.lora_settings import MERGE_FIRST, LoraSettings, Refusals
 from wsmerge.engine.shards import read_json_object
-from wsmerge.errors import AdapterError, Problems
+from wsmerge.errors import AdapterError
 
-__all__ = ["ADAPTER_CONFIG_FILE", "Adapter", "Layout"]
+__all__ = ["ADAPTER_CONFIG_FILE", "ADAPTER_TENSOR_FILE", "Adapter", "Layout"]
 
 ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
-_TENSOR_FILE: Final = "adapter_model.safetensors"
+ADAPTER_TENSOR_FILE: Final = "adapter_model.safetensors"
 
 
 class Adapter(Closing):
@@ -53,7 +53,7 @@ class Adapter(Closing):
         self.path = path
         self._file = _open_tensors(path)
         try:
-            problems = Problems()
+            problems = Refusals()
             self.settings = LoraSettings(read_json_object(path / ADAPTER_CONFIG_FILE), problems)
             self._contents = read_contents(self._file, self.settings, base, problems)
             if not problems:
@@ -62,8 +62,7 @@ class Adapter(Closing):
                 AdapterError,
                 f"is no plain LoRA adapter over {base.label}",
                 where=str(path),
-                hint="give the base that it was trained over; what is no sum of low-rank products is merged with PEFT first "
-                "(merge_and_unload on a float32 model, save_pretrained) and extracted from the full checkpoint",
+                hint=problems.advice,
             )
         except BaseException:
             self._file.close()
@@ -117,20 +116,22 @@ class Adapter(Closing):
         spec = self._file.specs[key]
         return tensor_values(self._file, key, 0, spec.numel).reshape(spec.shape)
 
-    def _settle_tied(self, base: Checkpoint, problems: Problems) -> None:
+    def _settle_tied(self, base: Checkpoint, problems: Refusals) -> None:
         """Keep one delta of each tied pair, under the input's name."""
         contents = self._contents
         for out, into in base.tied.items():
             changed = [name for name in (into, out) if name in contents.factors or name in contents.whole]
             if len(changed) == 2 and not self._is_same_change(into, out):
                 problems.add(
-                    f"{into} and {out} are one tensor in {base.label}, and the adapter changes them differently"
+                    f"{into} and {out} are one tensor in {base.label}, and the adapter changes them differently",
+                    MERGE_FIRST,
                 )
             elif len(changed) == 1 and not self.settings.ensure_weight_tying:
                 other = out if changed == [into] else into
                 problems.add(
                     f"{changed[0]}: one tensor with {other} in {base.label}, and the adapter changes only one of the two, so "
-                    "PEFT's merged and unmerged models differ; train it with ensure_weight_tying=True"
+                    "PEFT's merged and unmerged models differ",
+                    "train it with ensure_weight_tying=True",
                 )
             elif changed == [out]:
                 _rename(contents, out, into)
@@ -161,12 +162,12 @@ def _rename(contents: AdapterContents, name: str, new_name: str) -> None:
 def _open_tensors(path: Path) -> TensorFile:
     if not (path / ADAPTER_CONFIG_FILE).is_file():
         raise AdapterError(f"holds no {ADAPTER_CONFIG_FILE}", where=str(path), hint="give the folder that PEFT saved")
-    if (path / _TENSOR_FILE).is_file():
-        return TensorFile(path / _TENSOR_FILE)
+    if (path / ADAPTER_TENSOR_FILE).is_file():
+        return TensorFile(path / ADAPTER_TENSOR_FILE)
     if any(path.glob("adapter_model.bin")):
         raise AdapterError(
             "holds pickled factors (adapter_model.bin), and reading a pickle can run any code it carries",
             where=str(path),
             hint="convert it where you trust it: load it with PEFT and call save_pretrained, which writes safetensors",
         )
-    raise AdapterError(f"holds no {_TENSOR_FILE}", where=str(path), hint="give the folder that PEFT saved")
+    raise AdapterError(f"holds no {ADAPTER_TENSOR_FILE}", where=str(path), hint="give the folder that PEFT saved")

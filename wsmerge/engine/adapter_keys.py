@@ -12,9 +12,8 @@ from wsmerge.core.reading import has_equal_values
 from wsmerge.core.tensor_file import TensorFile
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.engine.checkpoint import Checkpoint
-from wsmerge.engine.lora_settings import LoraSettings
+from wsmerge.engine.lora_settings import MEND_SETTINGS, MERGE_FIRST, LoraSettings, Refusals
 from wsmerge.engine.names import CheckpointNames
-from wsmerge.errors import Problems
 
 __all__ = ["AdapterContents", "Factors", "Layout", "read_contents"]
 
@@ -51,7 +50,7 @@ class AdapterContents:
     whole: dict[str, str] = field(default_factory=dict)
 
 
-def read_contents(file: TensorFile, settings: LoraSettings, base: Checkpoint, problems: Problems) -> AdapterContents:
+def read_contents(file: TensorFile, settings: LoraSettings, base: Checkpoint, problems: Refusals) -> AdapterContents:
     """Sort out every key of `file`; what has no place in `base` is noted in `problems`."""
     reading = _Reading(file, settings, base, problems)
     modules: defaultdict[str, dict[str, str]] = defaultdict(dict)
@@ -67,18 +66,21 @@ def read_contents(file: TensorFile, settings: LoraSettings, base: Checkpoint, pr
         else:
             reading.add_whole(key, name.replace(".base_layer.", "."))
     for part, keys in refused.items():
-        problems.add(f"{part} in {len(keys)} keys ({keys[0]}): {_REFUSED_PARTS[part]}")
+        problems.add(f"{part} in {len(keys)} keys ({keys[0]}): {_REFUSED_PARTS[part]}", MERGE_FIRST)
     for module, keys_by_part in modules.items():
         reading.add_factors(module, keys_by_part)
     if not (modules or reading.contents.whole or problems):
-        problems.add("it changes nothing: no factors, and no tensor that differs from the base's")
+        problems.add(
+            "it changes nothing: no factors, and no tensor that differs from the base's",
+            "check the path: it may be an adapter that was not trained",
+        )
     return reading.contents
 
 
 class _Reading:
     """The work in progress of `read_contents`."""
 
-    def __init__(self, file: TensorFile, settings: LoraSettings, base: Checkpoint, problems: Problems) -> None:
+    def __init__(self, file: TensorFile, settings: LoraSettings, base: Checkpoint, problems: Refusals) -> None:
         self.contents = AdapterContents()
         self._file = file
         self._settings = settings
@@ -99,7 +101,7 @@ class _Reading:
         elif not (spec.dtype.is_float and stored.dtype.is_float):
             self._problems.add(f"{key}: {spec.dtype} differs from the base's {stored.dtype} and has no delta")
         elif found in self.contents.whole:
-            self._problems.add(f"{key}: {self.contents.whole[found]} stands for {found} too")
+            self._problems.add(f"{key}: {self.contents.whole[found]} stands for {found} too", MEND_SETTINGS)
         else:
             self.contents.whole[found] = key
 
@@ -108,7 +110,7 @@ class _Reading:
         embedding = any(part.startswith("embedding_") for part in keys)
         key_a, key_b = keys.get("embedding_A" if embedding else "A"), keys.get("embedding_B" if embedding else "B")
         if key_a is None or key_b is None or len(keys) != 2:
-            self._problems.add(f"{module}: not one pair of factors but {', '.join(keys.values())}")
+            self._problems.add(f"{module}: not one pair of factors but {', '.join(keys.values())}", MEND_SETTINGS)
             return
         if found is None or not self._are_factors(module, key_a, key_b):
             return
@@ -116,7 +118,7 @@ class _Reading:
         if layout is None:
             return
         if found in self.contents.factors:
-            self._problems.add(f"{module}: {self.contents.factors[found].key_a} stands for {found} too")
+            self._problems.add(f"{module}: {self.contents.factors[found].key_a} stands for {found} too", MEND_SETTINGS)
         rank = self._file.specs[key_a].shape[0]
         self.contents.factors[found] = Factors(key_a, key_b, rank, self._settings.scale(module), layout)
 
@@ -135,13 +137,17 @@ class _Reading:
         a, b = self._file.specs[key_a], self._file.specs[key_b]
         wanted = self._settings.rank(module)
         if len(a.shape) > 2 or len(b.shape) > 2:
-            self._problems.add(f"{module}: factors of a convolution, {list(a.shape)} and {list(b.shape)}")
+            self._problems.add(f"{module}: factors of a convolution, {list(a.shape)} and {list(b.shape)}", MERGE_FIRST)
         elif len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
-            self._problems.add(f"{module}: factors of shapes {list(b.shape)} and {list(a.shape)} do not multiply")
-        elif a.shape[0] != wanted:
-            self._problems.add(f"{module}: its factors have rank {a.shape[0]}, and adapter_config.json says {wanted}")
+            self._problems.add(
+                f"{module}: factors of shapes {list(b.shape)} and {list(a.shape)} do not multiply", MEND_SETTINGS
+            )
+        elif self._settings.ranks_valid and a.shape[0] != wanted:
+            self._problems.add(
+                f"{module}: its factors have rank {a.shape[0]}, and adapter_config.json says {wanted}", MEND_SETTINGS
+            )
         elif not (a.dtype.is_float and b.dtype.is_float):
-            self._problems.add(f"{module}: factors of {a.dtype} and {b.dtype} are no plain floats")
+            self._problems.add(f"{module}: factors of {a.dtype} and {b.dtype} are no plain floats", MERGE_FIRST)
         else:
             return True
         return False

@@ -9,6 +9,7 @@ merge is told: the inner products of the terms k_i * w_i and of the written chan
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from wsmerge.core.dtypes import BF16, F64, DType, from_float32, from_float64, to
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.kernels import Kernels
 from wsmerge.engine.plan import CHUNK_ELEMENTS, MergePlan, OutputTensor
+from wsmerge.errors import NonFiniteError
 
 __all__ = ["Arithmetic", "Moments", "ScaledTerms"]
 
@@ -73,10 +75,11 @@ class ScaledTerms:
                 terms.append(_DenseTerm(source, term.delta, np.float32(term.k)))
                 continue
             factors = source.low_rank(term.delta)
-            scaled = factors.scaled(term.k)
-            terms.append(
-                _LowRankTerm(np.ascontiguousarray(scaled.b, np.float32), np.ascontiguousarray(factors.a, np.float32))
-            )
+            with np.errstate(
+                over="ignore"
+            ):  # too large a product becomes infinite, and is told where it would be written
+                b = np.ascontiguousarray(factors.scaled(term.k).b, np.float32)
+            terms.append(_LowRankTerm(b, np.ascontiguousarray(factors.a, np.float32)))
         return tuple(terms)
 
 
@@ -103,7 +106,11 @@ class Arithmetic:
             out: those elements as the output will have them.
 
         Returns:
-            Moments of what was written, None where no direction takes part.
+            Moments of what was written, None where no direction takes part. Elements that the base holds as NaN or
+            infinity stay what they are and have no part in them.
+
+        Raises:
+            NonFiniteError: a finite element would become infinite or NaN in the output.
         """
         held, target = tensor.step.inputs[0].dtype, tensor.spec.dtype
         values = np.frombuffer(stored, held.storage)
@@ -113,12 +120,29 @@ class Arithmetic:
         for start in range(0, values.size, CHUNK_ELEMENTS):
             chunk = slice(start, min(start + CHUNK_ELEMENTS, values.size))
             size = chunk.stop - start
-            delta = self._sum_terms(terms, first + start, size)
             with np.errstate(invalid="ignore", over="ignore"):  # a base may hold NaN or infinity, and keeps them
+                delta = self._sum_terms(terms, first + start, size)
                 step(values[chunk], held, delta, written[chunk], target)
+            change = self._change[:size]
+            if not math.isfinite(self._kernels.dot(change, change)):
+                self._settle_non_finite(tensor, size)
             if moments is not None:
                 self._add_moments(moments, size)
         return moments
+
+    def _settle_non_finite(self, tensor: OutputTensor, size: int) -> None:
+        """Leave what the base holds as NaN or infinity out of the moments; refuse what only the merge made so."""
+        change, merged = self._change[:size], self._merged[:size]
+        kept = ~np.isfinite(merged)
+        lost = ~np.isfinite(change) & ~kept
+        if lost.any():
+            raise NonFiniteError(
+                f"a weight of {float(merged[lost][0]):.4g} becomes infinite or NaN in {tensor.spec.dtype}",
+                where=tensor.spec.name,
+                hint="lower the coefficients, or choose an out_dtype of wider range (bfloat16, float32)",
+            )
+        change[kept] = 0
+        self._terms[:, :size][:, kept] = 0
 
     def _sum_terms(self, terms: Sequence[Scaled], first: int, size: int) -> Float32:
         for buffer, term in zip(self._terms, terms, strict=False):
@@ -152,6 +176,8 @@ class Arithmetic:
         written[:] = from_float64(merged + delta, target)
         result = written if target is F64 else to_float32(written, target)
         self._change[: values.size] = result - merged
+        # For telling what was finite before; float64 values beyond float32's range count as infinite here.
+        self._merged[: values.size] = merged
 
     def _decode(self, values: NDArray[Any], dtype: DType, out: Float32) -> None:
         if dtype is BF16:

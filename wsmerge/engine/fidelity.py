@@ -4,11 +4,11 @@ With d = written - merged (what the rounding left of the change) and u_i = k_i *
 
     cosine     = <d, sum u_i> / (|d| |sum u_i|)
     norm_ratio = |d| / |sum u_i|
-    kept_i     = x_i of the least-squares split  d ~ sum x_i u_i
+    kept_i     = x_i of the least-squares split  d ~ sum x_i u_i, of all such x the one nearest to 1
 
 A kept_i of 1 means that the output holds all of k_i * w_i. In bfloat16 a small k*w is lost where it is below half a unit
-in the last place of the weight it is added to. Directions that point the same way cannot be told apart in d: the split is
-then the one of least norm, and they are flagged as collinear.
+in the last place of the weight it is added to. Directions that point the same way cannot be told apart in d: what is
+missing is then shared among them, and they are flagged as collinear.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Fidelity:
     """What is left of the change that was asked for.
 
     Attributes:
-        cosine: between written and exact change; None where the exact change is zero.
+        cosine: between written and exact change; None where the exact change is zero: every k is, or the terms cancel.
         norm_ratio: norm of the written change over that of the exact one; None likewise.
         kept: share of each direction that is left, by its label; directions with k = 0 are not in it.
         collinear: whether the directions are too parallel for `kept` to be told apart.
@@ -102,12 +102,13 @@ def _fidelity(moments: Moments, labels: Sequence[str]) -> Fidelity:
         return Fidelity(None, None, {})
     scale = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), 1.0))
     normalised = gram / np.outer(scale, scale)
-    shares, *_ = np.linalg.lstsq(normalised, cross / scale, rcond=_COLLINEAR)
+    # Solved for the deviation from 1, so that parallel directions that lost nothing are told so.
+    missing, *_ = np.linalg.lstsq(normalised, (cross - gram.sum(axis=1)) / scale, rcond=_COLLINEAR)
     smallest = float(np.linalg.eigvalsh(normalised)[0])
     return Fidelity(
         cosine=float(cross.sum()) / math.sqrt(asked * written) if written > 0 else 0.0,
         norm_ratio=math.sqrt(written / asked),
-        kept=_by_label(labels, shares / scale),
+        kept=_by_label(labels, 1 + missing / scale),
         collinear=smallest < _COLLINEAR,
     )
 

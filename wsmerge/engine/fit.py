@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Placement", "place_deltas"]
 
 
+_LARGEST_K = 3.4e38  # of float32, in which terms are summed
+
+
 class Placement(NamedTuple):
     """`k` times the delta `delta` of direction number `direction`."""
 
@@ -58,9 +61,14 @@ def place_deltas(base: Checkpoint, directions: Sequence[PlannedDirection]) -> Ma
 
 
 def _check_finite(item: PlannedDirection) -> None:
-    bad = [f"{name}: k = {k}" for name, k in item.coefficients.items() if not math.isfinite(k)]
+    bad = [f"{name}: k = {k}" for name, k in item.coefficients.items() if not math.isfinite(k) or abs(k) > _LARGEST_K]
     if bad:
-        raise NonFiniteError("coefficients must be finite", where=item.source.label, details=tuple(bad))
+        raise NonFiniteError(
+            "coefficients must be finite numbers that float32 holds",
+            where=item.source.label,
+            hint="mend the weight of this direction",
+            details=tuple(bad),
+        )
 
 
 def _check_structure(base: Checkpoint, source: DeltaSource, problems: Problems) -> None:

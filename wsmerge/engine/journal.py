@@ -22,7 +22,7 @@ from wsmerge.engine.layout import Block
 from wsmerge.engine.plan import MergePlan
 from wsmerge.engine.sink import ShardFiles, output_failure
 
-__all__ = ["JOURNAL_FILE", "Journal", "JournalLine", "is_resumable"]
+__all__ = ["JOURNAL_FILE", "Journal", "JournalLine", "is_journal", "is_resumable"]
 
 JOURNAL_FILE: Final = "journal.jsonl"
 
@@ -47,13 +47,24 @@ class Journal:
         self.blocks_done = 0
         self.shard_digests: dict[str, str] = {}
         self._lines = _read_lines(self._path, plan.digest)
-        self._file = self._path.open("w")
+        # The old lines stay until they are replayed: a merge that is killed while it resumes loses nothing.
+        self._fresh = folder / f"{JOURNAL_FILE}.new"
+        try:
+            self._file = self._fresh.open("w", encoding="utf-8")
+        except OSError as error:
+            raise output_failure(error, self._fresh) from error
         self._write({"plan": plan.digest})
 
     def replay(
         self, plan: MergePlan, files: ShardFiles, blocks: Sequence[Block], base_hasher: BaseHasher
     ) -> Iterator[JournalLine]:
         """The blocks of an earlier run that are still what it wrote; stops at the first that is not."""
+        yield from self._replayed(plan, files, blocks, base_hasher)
+        self._fresh.replace(self._path)
+
+    def _replayed(
+        self, plan: MergePlan, files: ShardFiles, blocks: Sequence[Block], base_hasher: BaseHasher
+    ) -> Iterator[JournalLine]:
         for line, block in zip(self._lines, blocks, strict=False):
             data = files.read(block)
             running = self._running(block).copy()
@@ -97,6 +108,14 @@ class Journal:
             raise output_failure(error, self._path) from error
 
 
+def is_journal(path: Path) -> bool:
+    """Whether a merge, of whatever plan, wrote the file at `path`."""
+    if not path.is_file():
+        return False
+    head = _parse(path.read_bytes().partition(b"\n")[0].decode("utf-8", errors="replace"))
+    return head is not None and set(head) == {"plan"}
+
+
 def is_resumable(folder: Path, plan: MergePlan) -> bool:
     """Whether `folder` holds the beginning of this very merge."""
     return bool(_read_lines(folder / JOURNAL_FILE, plan.digest))
@@ -105,14 +124,15 @@ def is_resumable(folder: Path, plan: MergePlan) -> bool:
 def _read_lines(path: Path, plan_digest: str) -> list[JournalLine]:
     if not path.exists():
         return []
-    head, *rest = path.read_text().split("\n")
+    # A power cut can leave anything in a file; what does not read as a line ends the journal.
+    head, *rest = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     if _parse(head) != {"plan": plan_digest}:
         return []
     lines: list[JournalLine] = []
     for text in rest:
         fields = _parse(text)
-        if fields is None:
-            break  # the line that was being written when the merge was killed
+        if fields is None or fields.keys() != {"block", "sha256", "moments"}:
+            break  # the line that was being written when the merge was killed; what follows it, if anything, is garbage
         moments = {int(tensor): np.array(values) for tensor, values in fields["moments"].items()}
         lines.append(JournalLine(fields["block"], fields["sha256"], moments))
     return lines

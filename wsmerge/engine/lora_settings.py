@@ -16,7 +16,16 @@ from typing import Any, Final
 
 from wsmerge.errors import Problems
 
-__all__ = ["LoraSettings"]
+__all__ = ["MEND_SETTINGS", "MERGE_FIRST", "OTHER_BASE", "LoraSettings", "Refusals"]
+
+MERGE_FIRST: Final = (
+    "what is no sum of low-rank products is merged with PEFT first (merge_and_unload on a float32 model, save_pretrained) "
+    "and extracted from the full checkpoint"
+)
+OTHER_BASE: Final = "give the base that it was trained over"
+MEND_SETTINGS: Final = (
+    "give adapter_config.json and adapter_model.safetensors as one save_pretrained of PEFT wrote them"
+)
 
 _REFUSED: Final = {
     "use_dora": "DoRA rescales the merged weight by a trained magnitude, which is not linear in its factors",
@@ -81,6 +90,24 @@ _RECORDED: Final = (
 )
 
 
+class Refusals(Problems):
+    """The reasons to refuse one adapter, and what can be done about each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._advice: dict[str, None] = {}
+
+    def add(self, line: str, advice: str = OTHER_BASE) -> None:
+        """Note one problem, and what to do about it."""
+        super().add(line)
+        self._advice[advice] = None
+
+    @property
+    def advice(self) -> str:
+        """What to do about all of them, each advice once."""
+        return "; ".join(self._advice)
+
+
 class LoraSettings:
     """The settings of one adapter. Every reason to refuse it is noted in `problems`; nothing is raised.
 
@@ -89,15 +116,18 @@ class LoraSettings:
         revision: of that base.
         fan_in_fan_out: whether linear layers store inputs x outputs.
         ensure_weight_tying: whether adapters of tied parameters are one.
+        ranks_valid: whether `r` and `rank_pattern` can be believed.
     """
 
-    def __init__(self, config: Mapping[str, Any], problems: Problems) -> None:
+    def __init__(self, config: Mapping[str, Any], problems: Refusals) -> None:
         self._config = config
         self._note_refusals(problems)
         self._alpha = self._positive("lora_alpha", 8, problems)
-        self._rank = self._positive("r", 8, problems)
         self._alphas = self._pattern("alpha_pattern", problems)
+        before = len(problems.lines)
+        self._rank = self._positive("r", 8, problems)
         self._ranks = self._pattern("rank_pattern", problems)
+        self.ranks_valid = len(problems.lines) == before
         self.base_name: str | None = config.get("base_model_name_or_path") or None
         self.revision: str | None = config.get("revision") or None
         self.fan_in_fan_out = bool(config.get("fan_in_fan_out"))
@@ -121,43 +151,45 @@ class LoraSettings:
             kept["target_modules"] = sorted(kept["target_modules"])
         return kept
 
-    def _note_refusals(self, problems: Problems) -> None:
+    def _note_refusals(self, problems: Refusals) -> None:
         peft_type = self._config.get("peft_type")
         if peft_type != "LORA":
-            problems.add(f"peft_type: {peft_type!r}, and only LORA adapters are sums of low-rank products")
+            problems.add(f"peft_type: {peft_type!r}, and only LORA adapters are sums of low-rank products", MERGE_FIRST)
             return
         for key, value in self._config.items():
             if not value or key in _HARMLESS:
                 continue
             known = _REFUSED.get(key, "not known to this version of wsmerge, and it may change what the factors mean")
-            problems.add(f"{key}: {known}")
+            problems.add(f"{key}: {known}", MERGE_FIRST)
         start = self._config.get("init_lora_weights")
         if start not in _HARMLESS_INITS or isinstance(start, (int, float)) is not isinstance(start, bool):
             problems.add(
                 f"init_lora_weights: {start!r} changed the base's weights before training, so the factors are no difference "
-                "to the base; convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+                "to the base",
+                "convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
             )
 
-    def _positive(self, key: str, default: float, problems: Problems) -> float:
+    def _positive(self, key: str, default: float, problems: Refusals) -> float:
         value = self._config.get(key, default)
         if not _is_positive(value, whole=key == "r"):
-            problems.add(f"{key}: {value!r} is no positive {'whole ' if key == 'r' else ''}number")
+            problems.add(f"{key}: {value!r} is no positive {'whole ' if key == 'r' else ''}number", MEND_SETTINGS)
             return default
         return float(value)
 
-    def _pattern(self, key: str, problems: Problems) -> dict[str, float]:
+    def _pattern(self, key: str, problems: Refusals) -> dict[str, float]:
         pattern = self._config.get(key) or {}
         if not isinstance(pattern, dict):
-            problems.add(f"{key}: is no mapping")
+            problems.add(f"{key}: is no mapping", MEND_SETTINGS)
             return {}
         good: dict[str, float] = {}
         for name, value in pattern.items():
             if not _is_positive(value, whole=key == "rank_pattern"):
                 problems.add(
-                    f"{key}.{name}: {value!r} is no positive {'whole ' if key == 'rank_pattern' else ''}number"
+                    f"{key}.{name}: {value!r} is no positive {'whole ' if key == 'rank_pattern' else ''}number",
+                    MEND_SETTINGS,
                 )
             elif not _is_expression(name):
-                problems.add(f"{key}.{name}: is no regular expression")
+                problems.add(f"{key}.{name}: is no regular expression", MEND_SETTINGS)
             else:
                 good[name] = value
         return good

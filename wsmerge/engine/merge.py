@@ -18,13 +18,14 @@ from wsmerge.engine.fidelity import FidelityReport, fidelity_report
 from wsmerge.engine.journal import Journal
 from wsmerge.engine.kernels import load_kernels
 from wsmerge.engine.layout import INDEX_FILE, index_json
-from wsmerge.engine.output import REPORT_FILE, OutputFolder, check_output
+from wsmerge.engine.output import OutputFolder
+from wsmerge.engine.placing import REPORT_FILE, check_output
 from wsmerge.engine.plan import MergePlan
 from wsmerge.engine.sidecars import carry_over, model_card, write_synced
 from wsmerge.engine.sink import ShardFiles
 from wsmerge.engine.stream import Progress, StreamResult, run_stream
 
-__all__ = ["MergeJob", "MergeReport", "run_merge"]
+__all__ = ["MergeJob", "MergeReport", "input_paths", "run_merge"]
 
 SCHEMA: Final = "wsmerge.merge/v1"
 
@@ -35,8 +36,8 @@ class MergeJob:
 
     Attributes:
         out: the folder to make.
-        recipe: the recipe as JSON values, for provenance and the model card.
-        recipe_text: the recipe as it was written, where it was.
+        recipe: the recipe as JSON values, for provenance and the model card; it is published with the checkpoint, so it
+            names models and directions as others know them, not by paths of this machine.
         base_model: how the card names the base: a Hub id, else the folder's name.
         out_dtype: the dtype that the recipe asks for, None for each tensor's own.
         overwrite: whether an `out` that wsmerge wrote may be replaced.
@@ -45,7 +46,6 @@ class MergeJob:
 
     out: Path
     recipe: Mapping[str, Any]
-    recipe_text: str | None
     base_model: str
     out_dtype: DType | None = None
     overwrite: bool = False
@@ -61,6 +61,7 @@ class MergeReport:
         fidelity: how much of the directions is left after rounding.
         warnings: what the user should know; already worded for them.
         elapsed_s: wall time in seconds.
+        resumed_bytes: of the tensor files, what an earlier run that was killed had written.
         written_bytes: bytes of the tensor files.
         outputs: SHA-256 of each tensor file.
     """
@@ -69,6 +70,7 @@ class MergeReport:
     fidelity: FidelityReport
     warnings: tuple[str, ...]
     elapsed_s: float
+    resumed_bytes: int
     written_bytes: int
     outputs: Mapping[str, str]
 
@@ -81,7 +83,7 @@ def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) 
         TensorFileError: an input changed or ended while it was read; nothing is left behind.
     """
     started = time.monotonic()
-    check_output(job.out, [plan.base.path], plan.write_bytes, overwrite=job.overwrite)
+    check_output(job.out, input_paths(plan), plan.write_bytes, overwrite=job.overwrite)
     with OutputFolder(job.out, plan, overwrite=job.overwrite, keep_partial=job.keep_partial) as output:
         result = _write_tensors(plan, output.folder, progress)
         fidelity = fidelity_report(plan, result.moments)
@@ -93,9 +95,16 @@ def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) 
         fidelity=fidelity,
         warnings=tuple(report["warnings"]),
         elapsed_s=time.monotonic() - started,
+        resumed_bytes=result.resumed_bytes,
         written_bytes=plan.write_bytes,
         outputs=result.shard_digests,
     )
+
+
+def input_paths(plan: MergePlan) -> list[Path]:
+    """The folders that a merge reads, which its output may not lie over."""
+    paths = [getattr(item.source, "path", None) for item in plan.directions]
+    return [plan.base.path, *(path for path in paths if isinstance(path, Path))]
 
 
 def _write_tensors(plan: MergePlan, folder: Path, progress: Progress | None) -> StreamResult:
@@ -110,18 +119,20 @@ def _write_tensors(plan: MergePlan, folder: Path, progress: Progress | None) -> 
 
 
 def _write_sidecars(plan: MergePlan, job: MergeJob, folder: Path, report: Mapping[str, Any]) -> None:
-    carry_over(plan.base.path, folder, job.out_dtype)
+    carried = carry_over(plan.base.path, folder, job.out_dtype)
+    written = [*carried, *(shard.file for shard in plan.shards), "README.md", REPORT_FILE]
     if len(plan.shards) > 1:
         write_synced(folder / INDEX_FILE, index_json(plan.shards))
+        written.append(INDEX_FILE)
     write_synced(folder / "README.md", model_card(report))
-    write_synced(folder / REPORT_FILE, json.dumps(report, indent=2).encode() + b"\n")
+    text = json.dumps({**report, "files": sorted(written)}, indent=2, allow_nan=False)
+    write_synced(folder / REPORT_FILE, text.encode() + b"\n")
 
 
 def _report(plan: MergePlan, job: MergeJob, result: StreamResult, fidelity: FidelityReport) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "recipe": dict(job.recipe),
-        "recipe_text": job.recipe_text,
         "plan": plan.digest,
         "base": {"model": job.base_model, "structure": plan.base.structure, "weights": result.base_weights},
         "directions": [_direction_report(plan, number) for number in range(len(plan.directions))],
@@ -149,12 +160,15 @@ def _direction_report(plan: MergePlan, number: int) -> dict[str, Any]:
 
 def _warnings(plan: MergePlan, result: StreamResult, fidelity: FidelityReport) -> list[str]:
     """A base of other weights is legitimate (a fine-tune is steered so), and worth knowing."""
-    lines = [
-        f"{item.source.label} was made over {item.source.base.model}, and {plan.base.label} has other weights of the same shapes"
+    lines = {
+        item.source.digest: (
+            f"{item.source.label} was made over {item.source.base.model}, and {plan.base.label} has other weights of the "
+            "same shapes"
+        )
         for item in plan.directions
         if item.source.base.weights != result.base_weights
-    ]
-    return [*lines, *([fidelity.warning] if fidelity.warning else [])]
+    }
+    return [*lines.values(), *([fidelity.warning] if fidelity.warning else [])]
 
 
 def _versions() -> dict[str, str]:

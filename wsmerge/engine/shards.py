@@ -20,6 +20,7 @@ SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 _INDEX_SUFFIX: Final = ".index.json"
 _PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
+_COPY_AGAIN: Final = "the file is damaged or was edited: download or copy it again from where it comes from"
 
 
 def open_tensor_files(path: Path, config: Mapping[str, Any]) -> list[TensorFile]:
@@ -32,7 +33,7 @@ def open_tensor_files(path: Path, config: Mapping[str, Any]) -> list[TensorFile]
     if path.is_file():
         return _open_file_argument(path)
     if not path.is_dir():
-        raise CheckpointError("no such folder or file", where=str(path))
+        raise CheckpointError("no such folder or file", where=str(path), hint="check the path")
     named = config.get("transformers_weights")
     candidates = [named] if isinstance(named, str) else [SINGLE_FILE, INDEX_FILE]
     for name in candidates:
@@ -52,9 +53,9 @@ def read_json_object(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot be read as JSON: {error}", where=str(file)) from error
+        raise CheckpointError(f"cannot be read as JSON: {error}", where=str(file), hint=_COPY_AGAIN) from error
     if not isinstance(value, dict):
-        raise CheckpointError("is no JSON object", where=str(file))
+        raise CheckpointError("is no JSON object", where=str(file), hint=_COPY_AGAIN)
     return value
 
 
@@ -109,9 +110,9 @@ def _open_shard(folder: Path, name: str, problems: Problems) -> TensorFile | Non
 def _read_index(file: Path) -> dict[str, str]:
     weight_map = read_json_object(file).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError("its weight_map does not give each tensor a file", where=str(file))
+        raise CheckpointError("its weight_map does not give each tensor a file", where=str(file), hint=_COPY_AGAIN)
     if not weight_map:
-        raise CheckpointError("its weight_map is empty", where=str(file))
+        raise CheckpointError("its weight_map is empty", where=str(file), hint=_COPY_AGAIN)
     return weight_map
 
 

@@ -27,8 +27,9 @@ _NOT_OF_THE_OUTPUT: Final = frozenset(
 
 def carried_files(base: Path) -> Iterator[Path]:
     """Files of the checkpoint folder `base` that the output gets too: all but weights, their index, card and reports."""
-    if not base.is_dir():
-        return
+    base = base if base.is_dir() else base.parent
+    if not (base / "config.json").is_file():
+        return  # a lone tensor file; what lies beside it has nothing to do with it
     for path in sorted(base.rglob("*")):
         relative = path.relative_to(base)
         hidden = any(part.startswith(".") for part in relative.parts)
@@ -43,8 +44,9 @@ def carried_files(base: Path) -> Iterator[Path]:
 def carry_over(base: Path, folder: Path, out_dtype: DType | None) -> list[str]:
     """Copy the carried files of `base` into `folder`; `config.json` names the new dtype. Returns their names."""
     names: list[str] = []
+    root = base if base.is_dir() else base.parent
     for path in carried_files(base):
-        relative = path.relative_to(base)
+        relative = path.relative_to(root)
         target = folder / relative
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ def model_card(report: Mapping[str, Any]) -> bytes:
         "## Recipe",
         "",
         "```yaml",
-        yaml.safe_dump(report["recipe"] | {"base_model": base["model"]}, sort_keys=False).rstrip(),
+        yaml.safe_dump(report["recipe"], sort_keys=False).rstrip(),
         "```",
         "",
         "## Fidelity",
@@ -108,7 +110,7 @@ def model_card(report: Mapping[str, Any]) -> bytes:
         + (
             f": cosine {overall['cosine']:.4f}, norm ratio {overall['norm_ratio']:.4f}."
             if overall["cosine"] is not None
-            else ": nothing was asked for (every k is 0)."
+            else ": no change was asked for (every k is 0, or the directions cancel)."
         ),
         "All of it, with the digests of inputs and outputs, is in `wsmerge.json`.",
         "",

@@ -29,6 +29,7 @@ class ShardFiles(Closing):
         self._paths = [folder / shard.file for shard in shards]
         self._plain: list[int] = []
         self._direct: list[int] = []
+        self._refused: list[int] = []
         try:
             for path, shard in zip(self._paths, shards, strict=True):
                 self._plain.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
@@ -50,6 +51,7 @@ class ShardFiles(Closing):
                 raise output_failure(error, self._paths[block.shard]) from error
             # Some file systems open a file for direct writes and then refuse them.
             self._direct[block.shard] = _NO_DIRECT
+            self._refused.append(fd)  # another thread may be using it; closed with the rest
             self.write(block, data)
 
     def read(self, block: Block) -> bytes:
@@ -66,9 +68,9 @@ class ShardFiles(Closing):
 
     def close(self) -> None:
         """Close all files."""
-        for fd in (*self._plain, *(fd for fd in self._direct if fd != _NO_DIRECT)):
+        for fd in {*self._plain, *self._direct, *self._refused} - {_NO_DIRECT}:
             os.close(fd)
-        self._plain, self._direct = [], []
+        self._plain, self._direct, self._refused = [], [], []
 
 
 def output_failure(error: OSError, path: Path) -> WsmergeError:

@@ -10,7 +10,7 @@ import itertools
 import mmap
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -37,11 +37,13 @@ class StreamResult:
         moments: by output tensor, where directions took part.
         base_weights: content digest of the base's tensors.
         shard_digests: SHA-256 of each output file.
+        resumed_bytes: bytes that an earlier run had written.
     """
 
     moments: dict[int, Moments] = field(default_factory=dict)
     base_weights: str = ""
     shard_digests: dict[str, str] = field(default_factory=dict)
+    resumed_bytes: int = 0
 
     def add(self, tensor: int, moments: Moments) -> None:
         """Add the moments of one piece of output tensor number `tensor`."""
@@ -141,6 +143,7 @@ def run_stream(plan: MergePlan, files: ShardFiles, journal: Journal, progress: P
         for tensor, moments in line.moments.items():
             result.add(tensor, moments)
     first = journal.blocks_done
+    result.resumed_bytes = sum(block.nbytes for block in blocks[:first])
     run = _Run(plan, files, journal, result, base_hasher, first)
     run.execute(blocks[first:], progress)
     result.base_weights = base_hasher.content_digest()
@@ -212,11 +215,12 @@ class _Run:
                 raise
 
         with ThreadPoolExecutor(count, thread_name_prefix="wsmerge") as pool:
-            futures = [pool.submit(guarded) for _ in range(count)]
+            futures: list[Future[None]] = []
             try:
+                futures += [pool.submit(guarded) for _ in range(count)]
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:
-                if not all(future.done() for future in futures):
+                if not futures or not all(future.done() for future in futures):
                     self._stop()  # interrupted: the pool waits for its threads on leaving
         failures = [error for future in futures if (error := future.exception()) is not None]
         for error in failures:

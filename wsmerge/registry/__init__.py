@@ -1,7 +1,7 @@
 """Directions as versioned artifacts: references, the manifest, artifact folders and the local store."""
 
 from wsmerge.registry.artifact import About, write_direction
-from wsmerge.registry.catalogue import Entry
+from wsmerge.registry.catalogue import Broken, Entry, Survey
 from wsmerge.registry.compare import Difference, compare_directions
 from wsmerge.registry.direction import Direction, open_direction_folder, verify_direction
 from wsmerge.registry.manifest import Manifest, parse_manifest
@@ -14,6 +14,7 @@ from wsmerge.registry.versions import Version
 __all__ = [
     "About",
     "BaseRecord",
+    "Broken",
     "DatasetRecord",
     "Difference",
     "Direction",
@@ -28,6 +29,7 @@ __all__ = [
     "Reference",
     "Store",
     "StoreReference",
+    "Survey",
     "TensorRecord",
     "Version",
     "compare_directions",

@@ -7,20 +7,21 @@ so nothing here can be out of date.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsmerge.errors import DirectionError, NotFoundError, StoreError, UsageError
+from wsmerge.errors import BadReferenceError, DirectionError, NotFoundError, StoreError, UsageError, WsmergeError
+from wsmerge.registry.access import store_reading
 from wsmerge.registry.direction import Direction, open_direction_folder, read_manifest
 from wsmerge.registry.history import Event, History, read_history
 from wsmerge.registry.manifest import Manifest
 from wsmerge.registry.paths import StorePaths, default_root
-from wsmerge.registry.references import HubReference, PathReference, StoreReference, parse_reference
+from wsmerge.registry.references import HubReference, PathReference, StoreReference, check_name, parse_reference
 from wsmerge.registry.versions import FIRST_VERSION, Version
 
-__all__ = ["LATEST", "Catalogue", "Entry"]
+__all__ = ["LATEST", "Broken", "Catalogue", "Entry", "Survey"]
 
 LATEST = "latest"
 _SHOWN_VERSIONS = 8
@@ -50,6 +51,31 @@ class Entry:
         return f"{self.name}@{self.version}"
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A version, or the whole of a name, that cannot be read.
+
+    Attributes:
+        label: `name@version`, or the name where its log is damaged.
+        error: why.
+    """
+
+    label: str
+    error: WsmergeError
+
+    def __str__(self) -> str:
+        command = f"wsmerge verify {self.label}" if "@" in self.label else self.error.hint or "wsmerge verify"
+        return f"{self.label} cannot be read: {'; '.join(error_lines(self.error))}; next: {command}"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What can be read of a store, and what cannot."""
+
+    entries: tuple[Entry, ...]
+    broken: tuple[Broken, ...]
+
+
 class Catalogue:
     """The directions of the store in one folder.
 
@@ -66,15 +92,21 @@ class Catalogue:
         return self.paths.root
 
     def names(self) -> tuple[str, ...]:
-        """Names that have a version, sorted."""
-        return tuple(name for name in self.known_names() if self.version_numbers(name))
+        """Names that have a version, sorted; one whose log cannot be read has those whose folders are there."""
+        return tuple(name for name in self.known_names() if self._versions(name, self._readable_history(name)))
 
     def known_names(self) -> tuple[str, ...]:
-        """Names that the store has a folder for, be it that all their versions were removed; sorted."""
+        """Names that the store has a folder for, be it that all their versions were removed; sorted.
+
+        Raises:
+            StoreError: the store is a file, or may not be read.
+        """
         try:
-            return tuple(sorted(map(StorePaths.name_of, self.paths.directions.iterdir())))
+            with store_reading(self.paths.directions):
+                folders = [path for path in self.paths.directions.iterdir() if path.is_dir()]
         except FileNotFoundError:
             return ()
+        return tuple(sorted(name for name in map(StorePaths.name_of, folders) if _is_name(name)))
 
     def versions(self, name: str) -> tuple[Entry, ...]:
         """All versions of `name`, oldest first.
@@ -93,12 +125,38 @@ class Catalogue:
         return self._versions(name, self._history(name))
 
     def list(self) -> tuple[Entry, ...]:
-        """Every version in the store, by name and version."""
+        """Every version in the store, by name and version.
+
+        Raises:
+            WsmergeError: a version or a log cannot be read; `survey` gives the others.
+        """
         entries: list[Entry] = []
         for name in self.known_names():
             history = self._history(name)
             entries += self._entries(name, self._versions(name, history), history)
         return tuple(entries)
+
+    def survey(self, name: str | None = None) -> Survey:
+        """All versions of `name`, or of the store, that can be read, and why others cannot.
+
+        Raises:
+            NotFoundError: `name` has no version.
+            StoreError: the store itself cannot be read.
+        """
+        entries: MutableSequence[Entry] = []
+        broken: MutableSequence[Broken] = []
+        known = self.known_names()
+        for one in known if name is None else (check_name(name),):
+            try:
+                history = self._history(one)
+            except StoreError as error:
+                broken.append(Broken(one, error))
+                continue
+            versions = self._versions(one, history)
+            if name is not None and not versions:
+                raise self._no_such_name(name)
+            entries += self._entries(one, versions, history, broken)
+        return Survey(tuple(entries), tuple(broken))
 
     def log(self, name: str) -> tuple[Event, ...]:
         """What happened to `name`, oldest first.
@@ -150,19 +208,36 @@ class Catalogue:
     def _history(self, name: str) -> History:
         return read_history(self.paths.log(name))
 
-    def _versions(self, name: str, history: History) -> tuple[Version, ...]:
+    def _readable_history(self, name: str) -> History:
+        """As `_history`; empty where the log is damaged."""
         try:
-            found = [folder.name for folder in self.paths.versions(name).iterdir()]
-        except (FileNotFoundError, NotADirectoryError):
+            return self._history(name)
+        except StoreError:
+            return History()
+
+    def _versions(self, name: str, history: History) -> tuple[Version, ...]:
+        folder = self.paths.versions(name)
+        try:
+            with store_reading(folder):
+                found = [path.name for path in folder.iterdir()]
+        except FileNotFoundError:
             return ()
         removed = history.removed
         return tuple(sorted(Version.parse(text) for text in found if Version.is_version(text) and text not in removed))
 
-    def _entries(self, name: str, versions: Sequence[Version], history: History) -> tuple[Entry, ...]:
+    def _entries(
+        self, name: str, versions: Sequence[Version], history: History, broken: MutableSequence[Broken] | None = None
+    ) -> tuple[Entry, ...]:
+        """Those of `versions` that are still there. One that cannot be read is an error, or goes to `broken`."""
         entries = []
         for version in versions:
-            with suppress(NotFoundError):  # removed since `versions` was read
-                entries.append(self._entry(name, version, versions, history))
+            try:
+                with suppress(NotFoundError):  # removed since `versions` was read
+                    entries.append(self._entry(name, version, versions, history))
+            except (DirectionError, StoreError) as error:
+                if broken is None:
+                    raise
+                broken.append(Broken(f"{name}@{version}", error))
         return tuple(entries)
 
     def _entry(self, name: str, version: Version, versions: Sequence[Version], history: History) -> Entry:
@@ -170,7 +245,9 @@ class Catalogue:
         try:
             manifest = read_manifest(path)
         except DirectionError as error:
-            if path.is_dir():
+            with store_reading(path):
+                damaged = path.is_dir()
+            if damaged:
                 raise
             raise NotFoundError(f"{name}@{version} was removed at this moment") from error
         targets = {LATEST: str(_latest(versions or (version,), history))} | history.aliases
@@ -181,10 +258,15 @@ class Catalogue:
         digest_of: Callable[[Entry], str] = (
             (lambda entry: entry.version_digest) if wanted.selector == "sha256" else lambda entry: entry.content_digest
         )
-        entries = self._entries(wanted.name, versions, history)
+        broken: MutableSequence[Broken] = []
+        entries = self._entries(wanted.name, versions, history, broken)
         found = [entry for entry in entries if digest_of(entry).startswith(wanted.value)]
         if not found:
-            raise NotFoundError(f"{wanted} is not in the store", hint=_known(wanted.name, versions, history))
+            raise NotFoundError(
+                f"{wanted} is not in the store",
+                hint=_known(wanted.name, versions, history),
+                details=tuple(map(str, broken)),
+            )
         if len({digest_of(entry) for entry in found}) > 1:
             labels = ", ".join(entry.label for entry in found)
             raise NotFoundError(f"{wanted} means several versions: {labels}", hint="give more digits")
@@ -202,6 +284,20 @@ class Catalogue:
             where=str(self.paths.root),
             hint=hint or "wsmerge list shows what there is; a folder is written ./FOLDER",
         )
+
+
+def error_lines(error: WsmergeError) -> tuple[str, ...]:
+    """What went wrong, a line a problem and without the next step, to stand in another message."""
+    head = f"{error.where}: {error.message}" if error.where else error.message
+    return tuple(f"{head}: {detail}" for detail in error.details) or (head,)
+
+
+def _is_name(text: str) -> bool:
+    try:
+        check_name(text)
+    except BadReferenceError:
+        return False
+    return True
 
 
 def store_reference(reference: str | StoreReference) -> StoreReference:

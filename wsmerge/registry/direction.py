@@ -11,10 +11,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import Delta, DenseDelta, LowRankDelta
 from wsmerge.core.tensors import BaseIdentity
-from wsmerge.errors import DirectionError, ManifestError, Problems
+from wsmerge.errors import DirectionError, ManifestError, Problems, VerificationError
 from wsmerge.registry.card import CARD_FILE, META_FILE
 from wsmerge.registry.manifest import MANIFEST_FILE, Manifest, parse_manifest
 from wsmerge.registry.payload import ADAPTER_CONFIG_FILE, Payload, component_key, component_keys, payload_files
@@ -38,6 +40,9 @@ _MAX_MANIFEST_BYTES: Final = 100_000_000
 class Direction(Closing):
     """An opened artifact folder; a context manager. Tensors are read when asked for; threads may share it.
 
+    Factors are hashed against the manifest when they are first read. Dense deltas are read by blocks and are not: their
+    bytes are checked by publishing and by `verify` only.
+
     Attributes:
         label: `name@version`, or `owner/name@version` of what was pulled.
         path: the artifact folder.
@@ -51,6 +56,9 @@ class Direction(Closing):
         self.payload = payload
         self.label = label or manifest.label
         self._rows = {row.name: row for row in manifest.tensors}
+        self._reference = label or str(path.absolute())
+        self._verified: set[str] = set()
+        self._verified_lock = Lock()
 
     @cached_property
     def digest(self) -> str:
@@ -77,15 +85,16 @@ class Direction(Closing):
 
         Raises:
             DirectionError: the delta is dense, or there is none.
+            VerificationError: stored bytes that are not those that the manifest names.
         """
         row = self._row(name)
         if not row.low_rank:
             raise DirectionError(f"the delta of {name} is dense", where=self.label)
-        delta = LowRankDelta(self.payload.read(self._key(row, "lora_B")), self.payload.read(self._key(row, "lora_A")))
+        delta = LowRankDelta(self._factor(row, "lora_B"), self._factor(row, "lora_A"))
         return delta if row.layout == "linear" else delta.transposed()
 
     def read_dense(self, name: str, start: int, out: NDArray[np.float32]) -> None:
-        """Fill `out` with the elements of the dense delta for `name` from element `start` on.
+        """Fill `out` with the elements of the dense delta for `name` from element `start` on; they are not hashed.
 
         Raises:
             DirectionError: the delta is low-rank, or there is none.
@@ -112,6 +121,25 @@ class Direction(Closing):
         if row is None:
             raise DirectionError(f"has no delta for {name}", where=self.label)
         return row
+
+    def _factor(self, row: TensorRecord, component: str) -> NDArray[np.float32]:
+        """One factor, hashed against the manifest the first time that it is read."""
+        key = self._key(row, component)
+        values = self.payload.read(key)
+        with self._verified_lock:
+            verified = key in self._verified
+        if verified:
+            return values
+        expected = next(part.sha256 for part in row.components if part.component == component)
+        if sha256(values.data).hexdigest() != expected:
+            raise VerificationError(
+                f"{row.name}: the bytes of {component} are not those that the manifest names",
+                where=self.label,
+                hint=f"wsmerge verify {self._reference}",
+            )
+        with self._verified_lock:
+            self._verified.add(key)
+        return values
 
     def _key(self, row: TensorRecord, component: str) -> str:
         return component_key(row, component, adapter=self.payload.adapter)
@@ -154,10 +182,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise DirectionError(
             f"is no artifact: {MANIFEST_FILE} cannot be read: {error.strerror}",
             where=str(folder),
-            hint="give a folder that wsmerge extract wrote",
+            hint=_hint_for_no_artifact(folder),
         ) from error
     if size_bytes > _MAX_MANIFEST_BYTES:
-        raise ManifestError(f"has {size_bytes} bytes, and a manifest {_MAX_MANIFEST_BYTES} at most", where=str(file))
+        raise ManifestError(
+            f"has {size_bytes} bytes, and a manifest {_MAX_MANIFEST_BYTES} at most",
+            where=str(file),
+            hint="give a folder that wsmerge extract wrote",
+        )
     return parse_manifest(data, where=str(file))
 
 
@@ -195,6 +227,12 @@ def artifact_files(folder: Path) -> tuple[str, ...]:
     return names
 
 
+def _hint_for_no_artifact(folder: Path) -> str:
+    if os.path.isfile(folder / ADAPTER_CONFIG_FILE):  # noqa: PTH113 - False where the folder may not be looked into
+        return f"a PEFT adapter becomes one with: wsmerge extract NAME --base BASE --positive {folder}"
+    return "give a folder that wsmerge extract wrote"
+
+
 def _check_agreement(manifest: Manifest, payload: Payload) -> None:
     problems = Problems()
     if payload.adapter and not manifest.plain_adapter:
@@ -212,7 +250,12 @@ def _check_agreement(manifest: Manifest, payload: Payload) -> None:
             )
     for key in sorted(set(specs) - set(expected)):
         problems.add(f"{key}: not in the manifest")
-    problems.raise_if_any(DirectionError, "payload and manifest do not agree", where=str(payload.folder))
+    problems.raise_if_any(
+        DirectionError,
+        "payload and manifest do not agree",
+        where=str(payload.folder),
+        hint="copy the artifact again from its source",
+    )
 
 
 def _check_adapter_config(direction: Direction, problems: Problems) -> None:

@@ -12,14 +12,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-from wsmerge.errors import StoreError
 from wsmerge.core.files import make_folder, sync_folder
+from wsmerge.errors import StoreError
+from wsmerge.registry.access import store_reading
 
 __all__ = ["Action", "Event", "History", "append_event", "read_history"]
 
 Action = Literal["publish", "tag", "untag", "remove"]
+
+_MEND_LOG: Final = (
+    "restore the log from a backup, or take this line out of it: the versions are not touched, but what the line recorded "
+    "(an alias, a removal) is forgotten"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +85,11 @@ def read_history(log: Path) -> History:
     """The history in file `log`; empty where there is none.
 
     Raises:
-        StoreError: a line that is no event; the file was edited or damaged.
+        StoreError: a line that is no event (the file was edited or damaged), or no permission to read it.
     """
     try:
-        data = log.read_bytes()
+        with store_reading(log):
+            data = log.read_bytes()
     except FileNotFoundError:
         return History()
     lines = data[: data.rfind(b"\n") + 1].splitlines()
@@ -116,7 +123,7 @@ def _event(line: bytes, where: str) -> Event:
         fields = {key: value for key, value in json.loads(line).items() if key in Event.__slots__}
         event = Event(**fields)
     except (ValueError, TypeError, AttributeError) as error:
-        raise StoreError(f"is no line of a log: {error}", where=where) from error
+        raise StoreError(f"is no line of a log: {error}", where=where, hint=_MEND_LOG) from error
     if event.action not in known:
         raise StoreError(f"unknown action {event.action!r}", where=where, hint="a newer wsmerge may read this store")
     return event

@@ -42,6 +42,7 @@ __all__ = [
 MANIFEST_FILE: Final = "direction.json"
 SCHEMA: Final = "wsmerge.direction/v1"
 _MAX_EXACT_INTEGER: Final = 2**53 - 1
+_DAMAGED: Final = "it is damaged or was edited: copy the artifact again from its source, or write it again with wsmerge"
 
 
 class Manifest(Record):
@@ -73,7 +74,7 @@ class Manifest(Record):
     created: str
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any], *, where: str | None = None) -> Self:
+    def of(cls, fields: Mapping[str, Any], *, where: str | None = None, hint: str | None = None) -> Self:
         """A manifest of `fields` (JSON values), checked whole.
 
         Raises:
@@ -91,7 +92,7 @@ class Manifest(Record):
             problems.add(f"manifest: {error}")
         else:
             _check(manifest, problems)
-        problems.raise_if_any(ManifestError, f"is no manifest of {SCHEMA}", where=where)
+        problems.raise_if_any(ManifestError, f"is no manifest of {SCHEMA}", where=where, hint=hint)
         return manifest
 
     def fields(self) -> dict[str, Any]:
@@ -136,16 +137,16 @@ def parse_manifest(data: bytes, *, where: str | None = None) -> Manifest:
     try:
         fields = json.loads(data, parse_int=_number)
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"is not valid JSON: {error}", where=where) from error
+        raise ManifestError(f"is not valid JSON: {error}", where=where, hint=_DAMAGED) from error
     if not isinstance(fields, dict):
-        raise ManifestError("is no JSON object", where=where)
+        raise ManifestError("is no JSON object", where=where, hint=_DAMAGED)
     if fields.get("schema") != SCHEMA:
         raise ManifestError(
             f"schema is {fields.get('schema')!r}, and this version of wsmerge reads {SCHEMA!r}",
             where=where,
             hint="a newer wsmerge may read it",
         )
-    manifest = Manifest.of(fields, where=where)
+    manifest = Manifest.of(fields, where=where, hint=_DAMAGED)
     if manifest.canonical_bytes() != data:
         raise ManifestError(
             "is not canonical JSON (sorted keys, no spaces, no key twice), so its digest would not be its identity",

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import platformdirs
 
+from wsmerge.registry.references import check_name
+
 __all__ = ["REMOVED_PREFIX", "StorePaths", "default_root"]
 
 REMOVED_PREFIX = "removed-"
@@ -31,7 +33,7 @@ def default_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class StorePaths:
-    """The places of the store in folder `root`."""
+    """The places of the store in folder `root`. What is no name of a direction is refused before a path is made of it."""
 
     root: Path
 
@@ -81,4 +83,4 @@ class StorePaths:
 
 
 def _folder_name(name: str) -> str:
-    return name.replace("/", "--")
+    return check_name(name).replace("/", "--")

@@ -44,9 +44,9 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{12,64}")
 _MAX_CHARACTERS: Final = 96
 _PATH_STARTS: Final = ("./", "../", "/", "~")
 _HUB: Final = "hub:"
-_FORMS: Final = (
-    "write name, name@1.2.0, name@alias, name@sha256:DIGEST, hub:owner/repo, or a path that begins with ./ or /"
-)
+_FORMS: Final = "write name, name@1.2.0, name@alias, name@sha256:DIGEST, or a path that begins with ./ or /"
+
+_NO_HUB: Final = "this version of wsmerge has no Hub support: download the repository, and give its folder: ./FOLDER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def parse_reference(text: str) -> Reference:
     """
     if text.startswith(_PATH_STARTS) or text in (".", ".."):
         if "\0" in text:
-            raise BadReferenceError(f"a path holds no NUL character: {text!r}")
+            raise BadReferenceError(f"a path holds no NUL character: {text!r}", hint="write the path without it")
         return PathReference(text)
     if text.startswith(_HUB):
         return _parse_hub(text)
@@ -123,7 +123,10 @@ def parse_store_reference(text: str) -> StoreReference:
     kind, colon, digest = rest.partition(":")
     if colon and kind in ("sha256", "content"):
         if not _DIGEST.fullmatch(digest):
-            raise BadReferenceError(f"{text!r}: a digest has 12 to 64 digits of 0-9a-f, not {digest!r}")
+            raise BadReferenceError(
+                f"{text!r}: a digest has 12 to 64 digits of 0-9a-f, not {digest!r}",
+                hint=f"wsmerge log {name} shows the digests of its versions",
+            )
         return StoreReference(name, "sha256" if kind == "sha256" else "content", digest)
     if Version.is_version(rest):
         return StoreReference(name, "version", rest)
@@ -145,7 +148,7 @@ def check_name(name: str, *, whole: str | None = None) -> str:
     if fits and "--" not in name and ".." not in name and len(name) <= _MAX_CHARACTERS:
         return name
     hint = _FORMS
-    if re.fullmatch(_PART, name):
+    if re.fullmatch(_PART, name) or (fits and len(name) > _MAX_CHARACTERS):
         hint = f"names are in lower case, at most {_MAX_CHARACTERS} characters, without '--' and '..'"
     elif Path(name).is_absolute() or name.count("/") > 1:
         hint = f"a path begins with ./ or /: ./{name}"
@@ -171,7 +174,7 @@ def check_alias(alias: str, *, whole: str | None = None) -> str:
 def _parse_hub(text: str) -> HubReference:
     repo, at, revision = text.removeprefix(_HUB).partition("@")
     if not _PULLED_NAME.fullmatch(repo) or "--" in repo or ".." in repo:
-        raise BadReferenceError(f"{text!r}: {repo!r} is no Hub repository", hint="write hub:owner/repo[@revision]")
+        raise BadReferenceError(f"{text!r}: {repo!r} is no Hub repository", hint=_NO_HUB)
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise BadReferenceError(f"{text!r}: {revision!r} is no branch, tag or commit")
+        raise BadReferenceError(f"{text!r}: {revision!r} is no branch, tag or commit", hint=_NO_HUB)
     return HubReference(repo, revision or None)

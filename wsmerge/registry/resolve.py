@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from wsmerge.registry.catalogue import Catalogue, no_hub
-from wsmerge.registry.direction import Direction, open_direction_folder, verify_direction
+from wsmerge.registry.catalogue import Catalogue, no_hub, store_reference
+from wsmerge.registry.direction import Direction, open_direction_folder
 from wsmerge.registry.references import HubReference, PathReference, parse_reference
-from wsmerge.registry.verification import VerificationReport, verify_version
+from wsmerge.registry.verification import VerificationReport, verify_folder, verify_version
 
 __all__ = ["open_reference", "verify_reference"]
 
@@ -33,8 +33,8 @@ def verify_reference(text: str, store: Catalogue) -> VerificationReport:
     Raises:
         WsmergeError: as `open_reference`, where there is nothing to hash.
     """
-    if isinstance(parse_reference(text), PathReference):
-        with open_reference(text, store) as direction:
-            problems = tuple(f"{direction.label}: {problem}" for problem in verify_direction(direction))
-            return VerificationReport((direction.label,), problems)
-    return verify_version(store, store.resolve(text))
+    reference = parse_reference(text)
+    if isinstance(reference, PathReference):
+        return verify_folder(reference.path)
+    wanted = store_reference(text)
+    return verify_version(store, wanted.name, store.version_of(wanted))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final, get_args
 
+from wsmerge.errors import UsageError
 from wsmerge.registry.catalogue import Entry
+from wsmerge.registry.records import Kind
 
 __all__ = ["search_entries"]
+
+_KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 
 def search_entries(
@@ -27,7 +32,12 @@ def search_entries(
         kind: the kind, whole.
         name: part of the name.
         dataset: part of the id or path of a dataset.
+
+    Raises:
+        UsageError: there is no such kind.
     """
+    if kind is not None and kind.casefold() not in _KINDS:
+        raise UsageError(f"there is no kind {kind!r}", hint=f"the kinds are {', '.join(_KINDS)}")
     words = query.casefold().split()
     return tuple(
         entry

@@ -20,11 +20,12 @@ from typing import Final, NoReturn
 
 from filelock import FileLock, Timeout
 
+from wsmerge.core.files import make_folder, sync_folder
 from wsmerge.errors import ConflictError, NotFoundError, OutputError, StoreError, UsageError
+from wsmerge.registry.access import refuse_file_root, store_reading
 from wsmerge.registry.catalogue import Catalogue, Entry, store_reference
 from wsmerge.registry.compare import Difference, compare_directions
 from wsmerge.registry.direction import Direction, open_direction_folder
-from wsmerge.core.files import make_folder, sync_folder
 from wsmerge.registry.garbage import GarbageReport, collect_garbage
 from wsmerge.registry.history import Event, append_event
 from wsmerge.registry.manifest import Manifest
@@ -96,7 +97,7 @@ class Store(Catalogue):
             NotFoundError: there is no such target.
         """
         check_alias(alias)
-        self.resolve(f"{name}@{target}")  # before the lock makes a folder for a name that is not there
+        self.resolve(f"{check_name(name)}@{target}")  # before the lock makes a folder for a name that is not there
         with self._changing(name):
             entry = self.resolve(f"{name}@{target}")
             self._move_aliases(entry, (alias,))
@@ -149,7 +150,8 @@ class Store(Catalogue):
         """Hash one version, or all of the store; the report names every problem found."""
         if reference is None:
             return verify_store(self)
-        return verify_version(self, self.resolve(reference))
+        wanted = store_reference(reference)
+        return verify_version(self, wanted.name, self.version_of(wanted))
 
     def search(
         self,
@@ -160,7 +162,12 @@ class Store(Catalogue):
         name: str | None = None,
         dataset: str | None = None,
     ) -> tuple[Entry, ...]:
-        """Versions whose metadata has every word of `query` and every given field; see `search_entries`."""
+        """Versions whose metadata has every word of `query` and every given field; see `search_entries`.
+
+        Raises:
+            UsageError: there is no such kind.
+            WsmergeError: a version or a log cannot be read; `survey` gives the others.
+        """
         return search_entries(self.list(), query, base=base, kind=kind, name=name, dataset=dataset)
 
     def gc(self, *, dry_run: bool = True, min_age_s: float = _GARBAGE_AGE_S) -> GarbageReport:
@@ -174,7 +181,7 @@ class Store(Catalogue):
             removed = [
                 self.paths.version(name, version)
                 for name in self.known_names()
-                for version in self._history(name).removed
+                for version in self._readable_history(name).removed
                 if self.paths.version(name, version).exists()
             ]
             return collect_garbage(self.paths, removed, dry_run=dry_run, min_age_s=min_age_s)
@@ -182,7 +189,9 @@ class Store(Catalogue):
     def _publish(self, direction: Direction, name: str | None, version: str | None, aliases: Sequence[str]) -> Entry:
         manifest = readdressed(direction.manifest, name, version)
         stored_name = check_name(name or manifest.name)
-        if self.paths.version(stored_name, manifest.version).exists():
+        with store_reading(self.paths.root):
+            present = self.paths.version(stored_name, manifest.version).exists()
+        if present:
             with self._changing(stored_name):
                 return self._commit(stored_name, manifest, None, aliases)
         with self._writing(), self._staged() as staged:
@@ -246,13 +255,19 @@ class Store(Catalogue):
                     yield
             except Timeout as error:
                 raise StoreError(
-                    f"another process has held the lock of {name} for {_LOCK_TIMEOUT_S:g} s", where=str(lock)
+                    f"another process has held the lock of {name} for {_LOCK_TIMEOUT_S:g} s",
+                    where=str(lock),
+                    hint="wait for that process to end, and try again",
                 ) from error
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        refuse_file_root(self.paths.root)
         try:
             yield
         except OSError as error:
-            place = error.filename or self.paths.root
-            raise OutputError(f"the store cannot be written: {error.strerror or error}", where=str(place)) from error
+            raise OutputError(
+                f"the store cannot be written: {error.strerror or error}",
+                where=str(error.filename or self.paths.root),
+                hint="make room and see that you may write there, or give another folder with --store or WSMERGE_HOME",
+            ) from error

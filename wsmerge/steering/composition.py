@@ -48,6 +48,10 @@ class Composition:
         self.digest = ""
         self._parts = tuple(parts)
         _check_bases(parts)
+        if not self.shapes:
+            raise DirectionError(
+                "every coefficient is 0, so nothing is left", where=label, hint="give a k other than 0"
+            )
 
     @property
     def base(self) -> BaseIdentity:
@@ -58,6 +62,10 @@ class Composition:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of each tensor that any part changes with k other than 0."""
         return {name: shape for part in self._parts for name, shape in part.source.shapes.items() if part.k(name) != 0}
+
+    def rank_or_none(self, name: str) -> int | None:
+        """As `rank`, and None too for a tensor that no part changes."""
+        return self.rank(name) if name in self.shapes else None
 
     def rank(self, name: str) -> int | None:
         """Sum of the parts' ranks; None where one of them is dense."""
@@ -71,14 +79,16 @@ class Composition:
         )
         if not isinstance(total, LowRankDelta):
             raise DirectionError(f"the delta of {name} is dense", where=self.label)
-        return LowRankDelta(total.b.astype(np.float32), total.a.astype(np.float32))
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused when written
+            return LowRankDelta(total.b.astype(np.float32), total.a.astype(np.float32))
 
     def read_dense(self, name: str, start: int, out: NDArray[np.float32]) -> None:
         """Fill `out` with the elements of the sum for `name` from element `start` on."""
         total = np.zeros(out.size)
         for part in self._taking_part(name):
             total += part.k(name) * delta_values(part.source, name, start, out.size)
-        out[:] = total
+        with np.errstate(over="ignore"):  # as above
+            out[:] = total
 
     def _taking_part(self, name: str) -> list[Part]:
         return [part for part in self._parts if part.k(name) != 0]

@@ -10,7 +10,7 @@ from typing import Any, Final
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.reading import has_equal_values
 from wsmerge.core.tensor_file import TensorFile
-from wsmerge.engine.adapter import ADAPTER_CONFIG_FILE, Adapter
+from wsmerge.engine.adapter import ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE, Adapter
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import hub_snapshot
 from wsmerge.engine.names import CheckpointNames
@@ -19,6 +19,8 @@ from wsmerge.errors import AdapterError, BaseMismatchError, CheckpointError, Pro
 __all__ = ["FullPole", "Pole", "note_base_contradictions", "open_pole", "stored_or_base"]
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_WEIGHT_FILES: Final = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+_POLE_FORMS: Final = f"a pole is a PEFT adapter ({ADAPTER_CONFIG_FILE} and {ADAPTER_TENSOR_FILE}) or a full checkpoint (model.safetensors)"
 
 
 class FullPole:
@@ -93,10 +95,13 @@ def open_pole(path: Path, base: Checkpoint) -> Pole:
     """Open the folder (or file) `path` as a change of `base`: an adapter where it holds `adapter_config.json`.
 
     Raises:
-        AdapterError: no plain LoRA, one that does not fit, or a folder that holds an adapter and a full model too.
-        CheckpointError: a checkpoint that cannot be read; `BaseMismatchError` where it does not fit.
+        AdapterError: no plain LoRA, one that does not fit or lacks its settings, or a folder that holds an adapter and a
+            full model too.
+        CheckpointError: a checkpoint that is not there or cannot be read; `BaseMismatchError` where it does not fit.
     """
     if not (path / ADAPTER_CONFIG_FILE).is_file():
+        _refuse_no_weights(path)
+        _refuse_bare_factors(path)
         return FullPole(path, base)
     whole = sorted(file.name for file in path.glob("model*.safetensors"))
     if whole:
@@ -106,6 +111,29 @@ def open_pole(path: Path, base: Checkpoint) -> Pole:
             hint=f"name {whole[0]} itself for the full model, or move the adapter's two files to a folder of their own",
         )
     return Adapter(path, base)
+
+
+def _refuse_no_weights(path: Path) -> None:
+    if not path.exists():
+        raise CheckpointError(f"no such folder or file, and {_POLE_FORMS}", where=str(path), hint="check the path")
+    if path.is_dir() and not any(file.name.endswith(_WEIGHT_FILES) for file in path.iterdir()):
+        raise CheckpointError(f"holds no weights: {_POLE_FORMS}", where=str(path), hint="check the path")
+
+
+def _refuse_bare_factors(path: Path) -> None:
+    """Refuse an adapter's tensors without its settings, or named apart from them."""
+    folder = path if path.is_dir() else path.parent
+    full = path.is_dir() and any(path.glob("model*.safetensors"))
+    named = (path / ADAPTER_TENSOR_FILE).is_file() if path.is_dir() else path.name == ADAPTER_TENSOR_FILE
+    if full or not named:
+        return
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise AdapterError("holds an adapter's factors only", where=str(path), hint=f"give the folder: {folder}")
+    raise AdapterError(
+        f"{ADAPTER_CONFIG_FILE} is missing, which holds r and lora_alpha, without which the factors say nothing",
+        where=str(folder),
+        hint=f"copy it from where the adapter comes from: PEFT's save_pretrained writes it beside {ADAPTER_TENSOR_FILE}",
+    )
 
 
 def note_base_contradictions(base: Checkpoint, adapters: Sequence[Adapter], problems: Problems) -> None:

@@ -1,0 +1,33 @@
+"""References and coefficients as callers write them, resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from wsmerge.recipe import Coefficients
+from wsmerge.registry import Direction, Store, open_reference
+
+__all__ = ["WeightLike", "ks_of", "opened", "reference_text"]
+
+WeightLike = float | Sequence[Any] | Mapping[int, float]
+"""A coefficient as Python has it: a number, a gradient, a recipe's rules, or `{layer: k}`."""
+
+
+def ks_of(coefficients: Coefficients) -> dict[str, float]:
+    """The coefficient of each tensor, without the rule that gave it."""
+    return {name: applied.k for name, applied in coefficients.by_tensor.items()}
+
+
+@contextmanager
+def opened(references: Iterable[str], store: Store) -> Iterator[dict[str, Direction]]:
+    """The directions that `references` name, by reference; closed when the block ends."""
+    with ExitStack() as stack:
+        yield {reference: stack.enter_context(open_reference(reference, store)) for reference in references}
+
+
+def reference_text(reference: str | Path) -> str:
+    """The text of a reference; a `Path` is one to a folder."""
+    return str(reference.expanduser().absolute()) if isinstance(reference, Path) else reference

@@ -1,0 +1,59 @@
+"""Loaded models, steered for the time of a `with` block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from wsmerge.api.references import WeightLike, ks_of, opened
+from wsmerge.recipe import (
+    coefficients_for,
+    weight_from,
+)
+from wsmerge.registry import (
+    Direction,
+    Store,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+__all__ = ["steer"]
+
+
+@contextmanager
+def steer(
+    model: torch.nn.Module,
+    weights: Mapping[str, WeightLike] | Mapping[Direction, WeightLike],
+    *,
+    store: Store | None = None,
+) -> Iterator[None]:
+    """Steer a loaded model for the time of a `with` block: theta + sum_i k_i(layer, tensor) * w_i, in place.
+
+    On leaving, also when the body raises, every parameter has the bits it had before. A tied parameter is changed once.
+
+        with wsmerge.steer(model, {"sycophancy@1.0.0": -1.5}):
+            model.generate(...)
+
+    Args:
+        model: a transformers model (or any module with the base's parameter names), on any device.
+        weights: reference (or opened direction) and coefficient k, or k by layer.
+        store: where references are looked up.
+
+    Raises:
+        BaseMismatchError: a direction that does not fit the model; nothing was changed.
+        RecipeError: a coefficient that does not fit its direction.
+    """
+    from wsmerge.steering.steer import parameter_names, steered  # noqa: PLC0415 - needs torch
+
+    named = [key for key in weights if isinstance(key, str)]
+    with opened(named, store or Store()) as found:
+        names = parameter_names(model)
+        terms = []
+        for key, weight in weights.items():
+            direction = found[key] if isinstance(key, str) else key
+            terms.append((direction, ks_of(coefficients_for(weight_from(weight), direction.shapes, names))))
+        with steered(model, terms):
+            yield
