@@ -78,7 +78,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_lines(tmp_path):
         ("    weight: 1\nweight: 1\n", "line 5: weight: unknown key here; 'weight' belongs in an entry of directions"),
         ("    weight: 1\nOut_Dtype: x\n", "line 5: Out_Dtype: unknown key; did you mean 'out_dtype'?"),
         ("    weight: 1\nmerge_metod: x\n", "line 5: merge_metod: unknown key; did you mean 'merge_method'?"),
-        ("    weight: 1\nxyz: 1\n", "line 5: xyz: unknown key; the keys here are base_model, directions, out_dtype"),
+        ("    weight: 1\nxyz: 1\n", "line 5: xyz: unknown key; the keys here are base_model, directions, out_dtype, name"),
         ("    parameters: {weight: 1}\n", "line 4: directions[0].parameters: unknown key; did you mean 'weight'?"),
         ("    weight: [{layer_range: 1, value: 2}]\n", "line 4: directions[0].weight[0].layer_range: unknown key; did you mean 'layers'?"),
         ("    weight: {0: 1, 1: 2}\n", "line 4: directions[0].weight[0]: 0 is no key; for one value a layer, list rules of layers and value"),
@@ -105,7 +105,7 @@ def test_problems_of_an_entry(lines, problem):
         ("base_model: b\ndirections: x", "line 2: directions: must be a list, not text"),
         ("base_model: b\ndirections:", "line 2: directions: must be a list, not nothing"),
         ("base_model: yes\n" + GOOD[14:], "line 1: base_model: must be text, not True; put quotes around it"),
-        ("base_model: {path: b}\n" + GOOD[14:], "line 1: base_model: the form with keys is not supported yet; write the path or the Hub's owner/name as text"),
+        ("base_model: {path: b}\n" + GOOD[14:], "line 1: base_model.model: missing key"),
         (GOOD + "1: c", "line 5: [1]: 1 is no key"),
         (GOOD + "base_model: c", "line 5: base_model: given twice, first on line 1"),
     ],
@@ -114,20 +114,80 @@ def test_problems_of_the_whole(text, problem):
     assert problems_of(text) == [problem]
 
 
-def test_a_recipe_that_merges_models_is_refused_and_not_half_read():
-    text = "merge_method: linear\nmodels:\n  - model: a\n    parameters: {weight: 1}\ndtype: bfloat16\n"
-    refused = "this version steers a base with directions;"
-    assert problems_of(text) == [
-        f"line 1: merge_method: {refused} merge_method is not supported yet",
-        f"line 2: models: {refused} models is not supported yet",
-        f"line 5: dtype: {refused} dtype is not supported yet",
+@pytest.mark.parametrize("key", ["parameters", "tokenizer_source", "tokenizer", "chat_template", "dtype"])
+def test_what_only_a_merge_reads_is_refused_without_one(key):
+    value = {"parameters": "{t: 1}", "tokenizer": "{}", "dtype": "float32"}.get(key, "base")
+    assert problems_of(f"{GOOD}{key}: {value}\n") == [
+        f"line 5: {key}: is for merges of models; this recipe has no merge_method, so remove it"
     ]
 
 
-@pytest.mark.parametrize("key", ["slices", "modules", "parameters", "tokenizer_source", "tokenizer", "chat_template"])
-def test_no_key_of_mergekit_is_ignored(key):
-    (problem,) = problems_of(f"{GOOD}{key}: x\n")
-    assert problem.startswith(f"line 5: {key}: this version steers a base with directions")
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("merge_method: linear", ["line 1: merge_method: has nothing to merge; give models, slices or modules"]),
+        ("merge_method: linear\nmodels: []", ["line 1: merge_method: has nothing to merge; give models, slices or modules"]),
+        ("models: [{model: a}]", ["line 1: merge_method: missing key; models need one, for example `merge_method: linear`"]),
+        ("merge_method: linear\nmodels: [{model: a}]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]", ["line 3: slices: models is given too; a recipe has exactly one of models, slices and modules"]),
+        ("merge_method: linear\nmodels: [{model: a}]\ntokenizer: {}\ntokenizer_source: base", ["line 3: tokenizer: tokenizer_source is given too; keep tokenizer, with the other's value as its source"]),
+        ("merge_method: linear\nmodels: [{model: a}]\ndirections: []", ["line 3: directions: is empty: give at least one"]),
+        ("merge_method: linear\nmodels: [{model: a}]\ndtype: int64", ["line 3: dtype: weights cannot be merged in int64; name a float dtype, such as bfloat16"]),
+        ("merge_metod: linear\nmodels: [{model: a}]", ["line 1: merge_metod: nothing reads this key; did you mean 'merge_method'?; rename it to merge_method"]),
+        ("merge_method: linear\nmodles: [{model: a}]", ["line 1: merge_method: has nothing to merge; give models, slices or modules", "line 2: modles: nothing reads this key; did you mean 'models'?; rename it to models"]),
+        ("out_dtype: float32", ["line 1: base_model: missing key", "line 1: directions: missing key"]),
+        ("merge_method: linear\nmodels: [{model: a}]\nmodels: [{model: b}]", ["line 3: models: given twice, first on line 2"]),
+        ("merge_method: linear\nmodels: [{model: a}]\ndirections: [{direction: d, wieght: 1}]", ["line 3: directions[0].wieght: unknown key; did you mean 'weight'?"]),
+    ],
+)  # fmt: skip
+def test_problems_of_a_merge_as_a_whole(text, problems):
+    assert problems_of(text) == problems
+
+
+MERGE = "merge_method: linear\nmodels:\n"
+SLICES = "merge_method: linear\nslices:\n- sources:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (MERGE + "- parameters: {}\n", "line 3: models[0]: names no model: give it as model (or a direction)"),
+        (MERGE + "- {model: a, direction: d}\n", "line 3: models[0]: gives both model and direction; an entry is one of them"),
+        (MERGE + "- a\n", "line 3: models[0]: must be a mapping of keys to values, not text"),
+        (MERGE + "- model: 3\n", "line 3: models[0].model: must be text, not 3; put quotes around it"),
+        (MERGE + "- model: a+b+c\n", "line 3: models[0].model: 'a+b+c' has several '+', of which one separates a model from its LoRA; write the form with keys, in which paths are literal: {model: {path: ...}, lora: {path: ...}}"),
+        (MERGE + "- model: a\n  parameters: [1]\n", "line 4: models[0].parameters: must be a mapping of keys to values, not a list"),
+        (MERGE + "- model: a\n  parameters: {weight: .nan}\n", "line 4: models[0].parameters.weight: nan is not finite"),
+        (MERGE + "- model: a\n  parameters: {weight: null}\n", "line 4: models[0].parameters.weight: must be a number, true, false or text, not nothing"),
+        (MERGE + "- model: a\n  parameters: {weight: [1, {value: 2}]}\n", "line 4: models[0].parameters.weight[0]: must be a mapping of keys to values, not a number"),
+        (MERGE + "- model: a\n  parameters: {weight: [{filter: x}]}\n", "line 4: models[0].parameters.weight[0].value: missing key"),
+        (MERGE + "- model: a\n  parameters: {weight: [{filter: 1, value: 1}]}\n", "line 4: models[0].parameters.weight[0].filter: Input should be a valid string"),
+        (SLICES + "  - {model: a}\n", "line 4: slices[0].sources[0].layer_range: missing key"),
+        (SLICES + "  - {model: a, layer_range: [0]}\n", "line 4: slices[0].sources[0].layer_range: must be a list of two layers, the first and the one after the last"),
+        (SLICES + "  - {model: a, layer_range: 0-4}\n", "line 4: slices[0].sources[0].layer_range: must be a list of two layers, the first and the one after the last"),
+        (SLICES + "  - {model: a, layer_range: [0, 1.5]}\n", "line 4: slices[0].sources[0].layer_range[1]: Input should be a valid integer, got a number with a fractional part"),
+        ("merge_method: linear\nslices: [{sources: []}]\n", "line 2: slices[0].sources: is empty: give at least one"),
+        ("merge_method: linear\nmodules:\n  m: {}\n", "line 3: modules.m: needs either slices or models, and not both"),
+        (MERGE + "- model: a\ntokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}\n", "line 4: tokenizer.tokens.x.source: needs either token or token_id, and not both"),
+        (MERGE + "- model: a\ntokenizer: {pad_to_multiple_of: many}\n", "line 4: tokenizer.pad_to_multiple_of: Input should be a valid integer, unable to parse string as an integer"),
+    ],
+)  # fmt: skip
+def test_problems_of_what_is_merged(text, problem):
+    assert problems_of(text) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("text", "tool"),
+    [
+        ("base_model: a\ngate_mode: hidden\nexperts: [{source_model: b}]", "mergekit-moe"),
+        ("genome: {models: [a]}\ntasks: [x]", "mergekit-evolve"),
+        ("model: a\ndonor: b\napproximation_method: omp", "mergekit-tokensurgeon"),
+        ("base_model: a\nfinetuned_model: b\nmax_rank: 16", "mergekit-extract-lora"),
+    ],
+)
+def test_recipes_of_other_tools_are_refused_by_name(text, tool):
+    with pytest.raises(RecipeError, match=f"is a key of {tool}, whose work wsmerge does not do") as caught:
+        parse_recipe(text)
+    assert f"run {tool}" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +195,11 @@ def test_no_key_of_mergekit_is_ignored(key):
     [
         ("", "line 1: the recipe is empty"),
         ("# nothing\n---\n", "line 1: the recipe is empty"),
-        ("- a\n", "line 1: a recipe is a mapping with base_model and directions, not a list"),
-        ("word", "line 1: a recipe is a mapping with base_model and directions, not text"),
+        ("- a\n", "line 1: a recipe is a mapping with merge_method, or base_model and directions, not a list"),
+        ("word", "line 1: a recipe is a mapping with merge_method, or base_model and directions, not text"),
         ("a: 1\nb: [\n", "line 3: not YAML: while parsing a flow node, expected the node content, but found '<stream end>'"),
         ("a:\n\t- b\n", "line 2: not YAML: while scanning for the next token, found character '\\t' that cannot start any token"),
-        (f"{GOOD}---\n{GOOD}", "line 6: a second document begins; chained merges are not supported yet"),
+        (f"{GOOD}---\n{GOOD}", "line 6: a second document begins, where one recipe is expected"),
         ("a: 1\nb: \x07\n", "line 2: not YAML: the character '\\x07' may not stand in it"),
         ("a: *b\n", "line 1: not YAML: found undefined alias 'b'"),
         ("a: !!python/name:os.system x\n", "line 1: not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'"),
@@ -154,7 +214,7 @@ def test_what_is_no_yaml_mapping(text, problem):
 def test_tabs_and_documents_come_with_advice():
     with pytest.raises(RecipeError, match="next: YAML is indented with spaces, never with tabs"):
         parse_recipe("a:\n\t- b\n")
-    with pytest.raises(RecipeError, match="next: put each document into a file of its own"):
+    with pytest.raises(RecipeError, match="next: several documents are a chain of merges"):
         parse_recipe(f"{GOOD}---\n{GOOD}")
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from wsmerge.errors import RecipeError
-from wsmerge.recipe import Recipe, Rule, Weight, layer_ranges, parse_recipe, rules_of, weight_from
+from wsmerge.recipe import ModelReference, Recipe, Rule, Weight, layer_ranges, parse_recipe, rules_of, weight_from
 
 DESIGN = """\
 base_model: HuggingFaceTB/SmolLM2-135M-Instruct
@@ -37,7 +37,8 @@ def weight_of(text: str) -> Weight:
 
 def test_the_recipe_of_the_design_reads_as_it_says():
     recipe = parse_recipe(DESIGN).recipe
-    assert recipe.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert recipe.base_model == ModelReference.parse("HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert str(recipe.base_model) == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert recipe.out_dtype == "bfloat16"
     assert [entry.direction for entry in recipe.directions] == ["sycophancy@1.0.0", "hub:acme/formal@v2"]
     assert recipe.directions[0].weight == -1.5
@@ -117,12 +118,26 @@ def test_every_form_is_a_list_of_rules(weight, rules):
 def test_a_recipe_does_not_change_once_read():
     recipe = parse_recipe(DESIGN).recipe
     with pytest.raises(ValidationError, match="frozen"):
-        recipe.base_model = "other"  # type: ignore[misc]  # what the test is about
+        recipe.out_dtype = "float32"  # type: ignore[misc]  # what the test is about
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32", "float64", "torch.bfloat16"])
 def test_dtypes_that_a_checkpoint_can_be_written_in(name):
     assert parse_recipe(recipe_of(1) | {"out_dtype": name}).recipe.out_dtype == name.removeprefix("torch.")
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        ({"merge_method": "linear"}, "merge_method: has nothing to merge"),
+        ({"models": [{"model": "a"}]}, "merge_method: missing key"),
+        ({"base_model": "a"}, "directions: missing key"),
+        (recipe_of(1) | {"dtype": "float32"}, "dtype: is for merges of models"),
+    ],
+)
+def test_the_models_themselves_refuse_what_is_not_whole(data, fault):
+    with pytest.raises(ValidationError, match=fault):
+        Recipe.model_validate(data)
 
 
 def test_an_explicit_null_is_as_good_as_no_key():
@@ -142,17 +157,96 @@ layers = st.integers(0, 99) | spans | st.lists(st.integers(0, 99) | spans, min_s
 rules = st.fixed_dictionaries({"value": values}, optional={"filter": texts, "layers": layers})
 weights = values | rules | st.lists(rules, min_size=1, max_size=4)
 entries = st.fixed_dictionaries({"direction": texts, "weight": weights})
-recipes = st.fixed_dictionaries(
-    {"base_model": texts, "directions": st.lists(entries, min_size=1, max_size=3)},
+paths = st.from_regex(r"[a-z./]{1,9}", fullmatch=True)
+literal = st.fixed_dictionaries({"path": texts}, optional={"revision": texts})
+references = (
+    paths
+    | st.builds("{}@{}".format, st.from_regex("[a-z]+/[a-z]+", fullmatch=True), paths)
+    | st.builds("{}+{}".format, paths, paths)
+    | st.fixed_dictionaries({"model": literal}, optional={"lora": literal, "override_architecture": texts})
+)
+steering = st.fixed_dictionaries(
+    {"base_model": references, "directions": st.lists(entries, min_size=1, max_size=3)},
     optional={"out_dtype": st.sampled_from(["bfloat16", "float32"])},
+)
+scalars = st.booleans() | st.integers() | numbers | st.text()
+gradients = st.lists(scalars, max_size=3)
+conditionals = st.fixed_dictionaries({"value": scalars | gradients}, optional={"filter": st.text()})
+parameters = st.dictionaries(
+    st.text(), scalars | gradients | conditionals | st.lists(conditionals, min_size=1), max_size=3
+)
+models = st.lists(
+    st.fixed_dictionaries({"model": references}, optional={"parameters": parameters})
+    | st.fixed_dictionaries({"direction": texts}, optional={"parameters": parameters}),
+    min_size=1,
+    max_size=2,
+)
+sources = st.fixed_dictionaries(
+    {"model": references, "layer_range": st.lists(st.integers(), min_size=2, max_size=2)},
+    optional={"parameters": parameters},
+)
+slices = st.lists(
+    st.fixed_dictionaries(
+        {"sources": st.lists(sources, min_size=1, max_size=2)},
+        optional={"base_model": references, "parameters": parameters},
+    ),
+    min_size=1,
+    max_size=2,
+)
+modules = st.dictionaries(
+    st.text(),
+    st.fixed_dictionaries({"models": models}) | st.fixed_dictionaries({"slices": slices}),
+    min_size=1,
+    max_size=2,
+)
+tokens = st.fixed_dictionaries(
+    {},
+    optional={
+        "source": references
+        | st.just({"kind": "zero"})
+        | st.fixed_dictionaries({"kind": st.just("model_token"), "model": references, "token_id": st.integers(0)}),
+        "force": st.just(value=True),
+    },
+)
+merges = st.builds(
+    lambda rest, inputs: rest | inputs,
+    st.fixed_dictionaries(
+        {"merge_method": texts},
+        optional={
+            "name": texts,
+            "base_model": references,
+            "parameters": parameters,
+            "dtype": st.sampled_from(["bfloat16", "float64"]),
+            "tokenizer": st.fixed_dictionaries(
+                {}, optional={"tokens": st.dictionaries(st.text(), tokens, max_size=2), "source": st.just("base")}
+            ),
+            "chat_template": texts,
+            "directions": st.lists(entries, min_size=1, max_size=2),
+        },
+    ),
+    st.fixed_dictionaries({"models": models})
+    | st.fixed_dictionaries({"slices": slices})
+    | st.fixed_dictionaries({"modules": modules}),
 )
 
 
-@given(recipes)
+@given(steering)
 def test_mapping_json_and_yaml_give_the_same_recipe(data):
     recipe = parse_recipe(data).recipe
-    assert recipe.to_dict() == data
     assert parse_recipe(yaml.safe_dump(data)).recipe == recipe
     assert parse_recipe(json.loads(json.dumps(data))).recipe == recipe
     assert Recipe.model_validate_json(json.dumps(data)) == recipe
+    assert parse_recipe(recipe.to_yaml()).recipe == recipe
+    if isinstance(data["base_model"], str):
+        assert recipe.to_dict() == data
+
+
+@given(merges)
+def test_merges_dump_back_to_equal_recipes(data):
+    loaded = parse_recipe(data)
+    assert not loaded.findings
+    recipe = loaded.recipe
+    assert recipe.is_merge
+    assert parse_recipe(recipe.to_dict()).recipe == recipe
+    assert parse_recipe(json.loads(json.dumps(recipe.to_dict()))).recipe == recipe
     assert parse_recipe(recipe.to_yaml()).recipe == recipe

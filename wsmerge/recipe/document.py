@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
 from typing import Any, ClassVar, Final
 
@@ -11,11 +13,12 @@ import yaml
 
 from wsmerge.errors import RecipeError
 
-__all__ = ["Document", "Duplicate", "Keys", "kind_of", "read_document", "spell"]
+__all__ = ["Document", "Duplicate", "Keys", "kind_of", "read_document", "read_documents", "spell"]
 
 Keys = tuple[str | int, ...]
 
 _TAG: Final = "tag:yaml.org,2002:"
+_MARKER: Final = re.compile(r"^---(?=\s)", re.MULTILINE)
 _MERGE: Final = f"{_TAG}merge"
 
 
@@ -53,12 +56,14 @@ class Document:
         name: how messages name its file; empty where it is none.
         root: the node that `value` was made from; None where it was not made from YAML.
         duplicates: every key that is given twice.
+        text: the document's YAML verbatim, without the documents before and after it; empty where it was not YAML.
     """
 
     value: Any
     name: str = ""
     root: yaml.Node | None = None
     duplicates: tuple[Duplicate, ...] = ()
+    text: str = ""
 
     def line(self, *keys: str | int) -> int:
         """The line, counted from 1, of the part at `keys` or, where there is none, of the innermost part around it."""
@@ -117,17 +122,32 @@ def read_document(text: str, name: str = "") -> Document:
     Raises:
         RecipeError: not YAML, nothing in it, or several documents; with the line.
     """
+    first, *others = read_documents(text, name)
+    if others:
+        several = "several documents are a chain of merges; `wsmerge merge` and `load_recipes` take them all"
+        raise _error(name, others[0].line(), "a second document begins, where one recipe is expected", several)
+    return first
+
+
+def read_documents(text: str, name: str = "") -> tuple[Document, ...]:
+    """The YAML documents in `text`, at least one, without empty ones; `name` is how messages name their file.
+
+    Raises:
+        RecipeError: not YAML, or nothing in it; with the line.
+    """
     try:
         loader = _Loader(text)
         nodes = [node for node in _nodes(loader) if node.tag != f"{_TAG}null"]
         if not nodes:
-            raise _error(name, 1, "the recipe is empty", "it needs at least base_model and directions")
-        if len(nodes) > 1:
-            line = nodes[1].start_mark.line + 1
-            apart = "put each document into a file of its own and merge them one after another"
-            raise _error(name, line, "a second document begins; chained merges are not supported yet", apart)
-        duplicates = tuple(_duplicates(nodes[0]))
-        return Document(loader.construct_document(nodes[0]), name, nodes[0], duplicates)
+            needed = "it needs a merge_method with models or slices, or base_model and directions"
+            raise _error(name, 1, "the recipe is empty", needed)
+        texts = _split(text, [node.start_mark.index for node in nodes])
+        # Duplicates first: the loader writes the keys of merges (`<<`) into the nodes.
+        duplicates = [tuple(_duplicates(node)) for node in nodes]
+        return tuple(
+            Document(loader.construct_document(node), name, node, again, part)
+            for node, again, part in zip(nodes, duplicates, texts, strict=True)
+        )
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         hint = "YAML is indented with spaces, never with tabs" if "\\t" in str(error.problem) else None
@@ -142,6 +162,14 @@ def read_document(text: str, name: str = "") -> Document:
 
 def _error(name: str, line: int, message: str, hint: str | None = None) -> RecipeError:
     return RecipeError(message, where=f"{name}:{line}" if name else f"line {line}", hint=hint)
+
+
+def _split(text: str, starts: list[int]) -> Iterator[str]:
+    # Each document goes from the marker before it to that of the next; the first, with its comments, from the start.
+    marks = [0, *(max(found.start() for found in _MARKER.finditer(text, 0, start)) for start in starts[1:]), len(text)]
+    for first, end in pairwise(marks):
+        part = text[first:end]
+        yield _MARKER.sub("", part, count=1).removeprefix("\n") if first else part
 
 
 def _nodes(loader: _Loader) -> Iterator[yaml.Node]:

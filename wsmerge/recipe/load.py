@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -11,11 +11,14 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from wsmerge.errors import Problems, RecipeError
-from wsmerge.recipe.document import Document, kind_of, read_document, spell
+from wsmerge.recipe.document import Document, kind_of, read_document, read_documents, spell
+from wsmerge.recipe.findings import Finding, key_findings
 from wsmerge.recipe.schema import DirectionEntry, Recipe, Rule, Weight
-from wsmerge.recipe.wording import problems_in
+from wsmerge.recipe.structure import given_keys, structure_faults
+from wsmerge.recipe.tools import refuse_other_tools
+from wsmerge.recipe.wording import meant_at_the_top, problems_in
 
-__all__ = ["LoadedRecipe", "load_recipe", "parse_recipe", "weight_from"]
+__all__ = ["LoadedRecipe", "load_recipe", "load_recipes", "parse_recipe", "parse_recipes", "weight_from"]
 
 _LARGEST: Final = 1 << 24  # a recipe is some lines of text; a checkpoint given by mistake is not read whole
 
@@ -29,12 +32,19 @@ class LoadedRecipe:
         text: the YAML verbatim; of a mapping, its recipe as YAML.
         path: the file; None if it was none.
         document: the lines of its parts.
+        findings: the keys that nothing reads; `lint_recipe` finds more.
     """
 
     recipe: Recipe
     text: str
     path: Path | None
     document: Document
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def name(self) -> str | None:
+        """What other recipes of the same file call it; None if it has no name."""
+        return self.recipe.name
 
     def where(self, *keys: str | int) -> str:
         """A part as messages name it: `recipe.yml:7: directions[0].weight` for ("directions", 0, "weight")."""
@@ -42,27 +52,24 @@ class LoadedRecipe:
 
 
 def load_recipe(path: str | Path) -> LoadedRecipe:
-    """The recipe in the YAML file `path` (UTF-8).
+    """The one recipe in the YAML file `path` (UTF-8).
 
     Raises:
-        RecipeError: the file cannot be read, or is no valid recipe; `details` has one line a problem, with its place.
+        RecipeError: the file cannot be read, is no valid recipe, or has several; `details` has one line a problem, with
+            its place.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    if len(data) > _LARGEST:
-        raise RecipeError("too large for a recipe", where=str(path), hint="name the recipe, not the checkpoint")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        message = f"byte {data[error.start]:#04x} is not UTF-8"
-        raise RecipeError(message, where=f"{path}:{line}", hint="save the recipe as UTF-8") from error
-    document = read_document(text, str(path))
-    return LoadedRecipe(_recipe(document), text, path, document)
+    return _loaded(read_document(_text_of(path), str(path)), path)
+
+
+def load_recipes(path: str | Path) -> tuple[LoadedRecipe, ...]:
+    """The recipes in the YAML file `path` (UTF-8), one a document, in its order.
+
+    Raises:
+        RecipeError: as `load_recipe`; or two have one name, or two have none.
+    """
+    path = Path(path)
+    return _all_loaded(read_documents(_text_of(path), str(path)), path)
 
 
 def parse_recipe(source: str | Mapping[str, Any]) -> LoadedRecipe:
@@ -71,9 +78,32 @@ def parse_recipe(source: str | Mapping[str, Any]) -> LoadedRecipe:
     Raises:
         RecipeError: no valid recipe; `details` has one line a problem, with its place.
     """
-    document = read_document(source) if isinstance(source, str) else Document(source)
-    recipe = _recipe(document)
-    return LoadedRecipe(recipe, source if isinstance(source, str) else recipe.to_yaml(), None, document)
+    return _loaded(read_document(source) if isinstance(source, str) else Document(source), None)
+
+
+def parse_recipes(text: str) -> tuple[LoadedRecipe, ...]:
+    """The recipes in YAML text, one a document.
+
+    Raises:
+        RecipeError: as `load_recipes`.
+    """
+    return _all_loaded(read_documents(text), None)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    if len(data) > _LARGEST:
+        raise RecipeError("too large for a recipe", where=str(path), hint="name the recipe, not the checkpoint")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"byte {data[error.start]:#04x} is not UTF-8"
+        raise RecipeError(message, where=f"{path}:{line}", hint="save the recipe as UTF-8") from error
 
 
 def weight_from(value: Any) -> Weight:  # noqa: ANN401 - the forms below, out of any array library
@@ -102,19 +132,64 @@ def _plain(layers: Any) -> Any:  # noqa: ANN401 - whatever the caller has for a 
     return layers if isinstance(layers, bool) or not isinstance(layers, Integral) else int(layers)
 
 
-def _recipe(document: Document) -> Recipe:
+def _all_loaded(documents: Sequence[Document], path: Path | None) -> tuple[LoadedRecipe, ...]:
+    if len(documents) == 1:
+        return (_loaded(documents[0], path),)
+    problems = Problems()
+    loaded: list[LoadedRecipe] = []
+    for document in documents:
+        try:
+            loaded.append(_loaded(document, path))
+        except RecipeError as error:
+            for line in error.details or (str(error),):
+                problems.add(line)
+    for line in _name_faults(loaded):
+        problems.add(line)
+    problems.raise_if_any(RecipeError, "not valid recipes", where=str(path) if path else None)
+    return tuple(loaded)
+
+
+def _name_faults(recipes: Iterable[LoadedRecipe]) -> Iterator[str]:
+    first: dict[str | None, LoadedRecipe] = {}
+    for recipe in recipes:
+        earlier = first.setdefault(recipe.name, recipe)
+        if earlier is recipe:
+            continue
+        line = earlier.document.line("name")
+        if recipe.name is None:
+            yield f"{recipe.where()}: has no name, and nor has the one on line {line}; only one can be the result"
+        else:
+            yield f"{recipe.where('name')}: {recipe.name!r} is the name of the recipe on line {line} too"
+
+
+def _loaded(document: Document, path: Path | None) -> LoadedRecipe:
+    recipe, findings = _read(document)
+    return LoadedRecipe(recipe, document.text or recipe.to_yaml(), path, document, findings)
+
+
+def _read(document: Document) -> tuple[Recipe, tuple[Finding, ...]]:
     if not isinstance(document.value, Mapping):
-        message = f"a recipe is a mapping with base_model and directions, not {kind_of(document.value)}"
+        message = (
+            f"a recipe is a mapping with merge_method, or base_model and directions, not {kind_of(document.value)}"
+        )
         raise RecipeError(message, where=document.where() or None)
+    refuse_other_tools(document.value, document.where() or None)
     recipe = None
     found = [(again.line, again.keys, f"given twice, first on line {again.first}") for again in document.duplicates]
+    misspelt = meant_at_the_top(str(key) for key in document.value)
+    for key, fault in structure_faults(given_keys(document.value)):
+        if not (fault.startswith("missing") and key in misspelt):
+            found.append((document.line(key), (key,), fault))
     try:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:
         found += [(document.line(*keys), keys, message) for keys, message in problems_in(error)]
+    findings = sorted(key_findings(document), key=lambda one: document.line(*one.keys))
+    if recipe is not None and not found:
+        return recipe, tuple(findings)
+    # The keys that nothing reads are often why others are missing, so they are told with the errors.
+    found += [(document.line(*one.keys), one.keys, one.advice) for one in findings]
     problems = Problems()
     for line, keys, message in sorted(found, key=lambda problem: problem[0]):
         problems.add(f"{document.at(line, *keys)}: {message}")
-    if recipe is None or problems:
-        raise RecipeError("not a valid recipe", where=document.name or None, details=problems.lines)
-    return recipe
+    raise RecipeError("not a valid recipe", where=document.name or None, details=problems.lines)

@@ -13,96 +13,48 @@
           - value: 0.25
     out_dtype: bfloat16
 
+A recipe of mergekit is one too: with merge_method and models, slices or modules the directions are added to the result of
+the merge, and may be absent. That part of the format is in `merging`.
+
 The models hold what the recipe says and nothing that it does not, so a `Recipe` dumps back to equal YAML. They know no
-base and no direction; whether a filter or a range fits those is judged in `coefficients`. Keys are mergekit's where the
-meaning is mergekit's. Its keys for merges of whole models are known here and refused, never ignored.
+checkpoint and no direction; whether a filter or a range fits those is judged in `coefficients`. Keys are mergekit's where
+the meaning is mergekit's. Keys that mergekit would ignore are ignored only in a merge, and told by `findings`.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Annotated, Any, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from wsmerge.core.dtypes import DTYPES
-from wsmerge.recipe.document import kind_of
+from wsmerge.recipe.merging import (
+    ModelReference,
+    Models,
+    Modules,
+    Setting,
+    Slices,
+    TokenizerSettings,
+    TokenizerSource,
+)
+from wsmerge.recipe.structure import is_merge, structure_faults
+from wsmerge.recipe.values import DTypeName, Number, Text, is_list, shown
 
 __all__ = ["DirectionEntry", "Gradient", "Layers", "Recipe", "Rule", "Weight", "layer_ranges", "rules_of"]
 
 _LAYERS: Final = re.compile(r"\s*(?P<first>\d+)\s*(?:-\s*(?P<last>\d+)\s*)?")
 
 
-def _shown(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller gave
-    # Lists and mappings are not spelled out: aliases can make them longer than any message.
-    return repr(value) if isinstance(value, str | Real) else kind_of(value)
-
-
-def _number(value: Any) -> float:  # noqa: ANN401 - whatever YAML or a caller gave
-    # YAML 1.1 reads `1e-5` as text, and mergekit takes such text for a number.
-    try:
-        number = float(value) if not isinstance(value, bool) and isinstance(value, str | Real) else None
-    except (ValueError, OverflowError):
-        number = None
-    if number is None:
-        raise PydanticCustomError("number", "{value} is no number", {"value": _shown(value)})
-    if not math.isfinite(number):
-        raise PydanticCustomError("finite", "{value} is not finite", {"value": number})
-    return number
-
-
-def _text(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller gave
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise PydanticCustomError("empty", "is empty")
-    if not isinstance(value, str):
-        advice = "; put quotes around it" if isinstance(value, Real) else ""
-        raise PydanticCustomError(
-            "text", "must be text, not {value}{advice}", {"value": _shown(value), "advice": advice}
-        )
-    return value
-
-
-def _base_model(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller gave
-    if isinstance(value, Mapping):
-        raise PydanticCustomError(
-            "text", "the form with keys is not supported yet; write the path or the Hub's owner/name as text"
-        )
-    return _text(value)
-
-
-def _out_dtype(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller gave
-    known = [dtype.recipe_name for dtype in DTYPES.values() if dtype.is_float]
-    name = _text(value).removeprefix("torch.")
-    if name not in known:
-        raise PydanticCustomError(
-            "dtype",
-            "unknown dtype {value}; a checkpoint can be written as {known}",
-            {"value": _shown(value), "known": ", ".join(known)},
-        )
-    return name
-
-
-def _refused(value: Any, info: ValidationInfo) -> None:  # noqa: ANN401 - whatever YAML or a caller gave
-    if value is not None:
-        raise PydanticCustomError(
-            "not_yet",
-            "this version steers a base with directions; {key} is not supported yet",
-            {"key": info.field_name},
-        )
-
-
 def _layers(value: Any) -> Any:  # noqa: ANN401 - whatever YAML or a caller gave
-    items = tuple(value) if _is_list(value) else (value,)
+    items = tuple(value) if is_list(value) else (value,)
     if not items:
         raise PydanticCustomError("empty", "is empty: name at least one layer")
     for item in items:
         _layer_range(item)
-    return items if _is_list(value) else value
+    return items if is_list(value) else value
 
 
 def _layer_range(value: Any) -> range:  # noqa: ANN401 - whatever YAML or a caller gave
@@ -111,7 +63,7 @@ def _layer_range(value: Any) -> range:  # noqa: ANN401 - whatever YAML or a call
         raise PydanticCustomError(
             "layers",
             "{value} names no layers; write 8, 8-15 (inclusive, counted from 0) or a list of these",
-            {"value": _shown(value)},
+            {"value": shown(value)},
         )
     first, last = int(found["first"]), int(found["last"] or found["first"])
     if last < first:
@@ -121,29 +73,22 @@ def _layer_range(value: Any) -> range:  # noqa: ANN401 - whatever YAML or a call
     return range(first, last + 1)
 
 
-def _is_list(value: Any) -> bool:  # noqa: ANN401 - whatever YAML or a caller gave
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
 # The tag of the member of a union that was meant, which then says what is wrong with the value.
 def _value_form(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller gave
-    return "<gradient>" if _is_list(value) else "<number>"
+    return "<gradient>" if is_list(value) else "<number>"
 
 
 def _weight_form(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller gave
-    if _is_list(value) and any(isinstance(item, Mapping | Rule) for item in value):
+    if is_list(value) and any(isinstance(item, Mapping | Rule) for item in value):
         return "<rules>"
     return "<rule>" if isinstance(value, Mapping | Rule) else _value_form(value)
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-Text = Annotated[str, BeforeValidator(_text)]
 Gradient = Annotated[tuple[Number, ...], Field(min_length=1)]
 Layers = Annotated[int | str | tuple[int | str, ...], BeforeValidator(_layers)]
 Value = Annotated[
     Annotated[Number, Tag("<number>")] | Annotated[Gradient, Tag("<gradient>")], Discriminator(_value_form)
 ]
-NotYet = Annotated[None, BeforeValidator(_refused)]
 
 
 class _Part(BaseModel):
@@ -197,32 +142,60 @@ class DirectionEntry(_Part):
 
 
 class Recipe(_Part):
-    """A base, and the directions that are added to it.
+    """A base or a merge of models, and the directions that are added to it.
 
     Attributes:
-        base_model: path of a checkpoint folder, or its `owner/name` on the Hub.
-        directions: at least one.
+        name: of a recipe that others of the same file build on.
+        merge_method: how models are merged; None where a base is steered as it is.
+        base_model: the model that is steered; of a merge, the one that deltas are taken from.
+        models: what is merged, whole; of models, slices and modules a merge has exactly one.
+        slices: what is merged, by ranges of layers.
+        modules: what is merged, by module.
+        parameters: of the merge method.
+        dtype: the dtype that mergekit merges in; None for the one that the inputs promote to.
+        tokenizer_source: shorthand for `tokenizer` with nothing but a source.
+        tokenizer: where the tokenizer and the embeddings of its tokens come from.
+        chat_template: `auto`, the name of a template of mergekit's, or a template.
+        directions: may be empty where there is a merge.
         out_dtype: the dtype of the written float tensors, for example `bfloat16`; None keeps each tensor's own.
-
-    The other fields are mergekit's keys for merging models, which this version refuses; they are always None.
     """
 
-    base_model: Annotated[str, BeforeValidator(_base_model)]
-    directions: Annotated[tuple[DirectionEntry, ...], Field(min_length=1)]
-    out_dtype: Annotated[str, BeforeValidator(_out_dtype)] | None = None
-    merge_method: NotYet = None
-    models: NotYet = None
-    slices: NotYet = None
-    modules: NotYet = None
-    dtype: NotYet = None
-    parameters: NotYet = None
-    tokenizer_source: NotYet = None
-    tokenizer: NotYet = None
-    chat_template: NotYet = None
+    name: Text | None = None
+    merge_method: Text | None = None
+    base_model: ModelReference | None = None
+    models: Models = None
+    slices: Slices = None
+    modules: Modules = None
+    parameters: dict[str, Setting] | None = None
+    dtype: DTypeName | None = None
+    tokenizer_source: TokenizerSource | None = None
+    tokenizer: TokenizerSettings | None = None
+    chat_template: Text | None = None
+    directions: Annotated[tuple[DirectionEntry, ...], Field(min_length=1)] = ()
+    out_dtype: DTypeName | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unread_keys(cls, value: Any) -> Any:  # noqa: ANN401 - whatever YAML or a caller gave
+        if isinstance(value, Mapping) and is_merge(value):
+            return {key: item for key, item in value.items() if key in cls.model_fields}
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = {key for key in type(self).model_fields if getattr(self, key) not in (None, ())}
+        for key, fault in structure_faults(given):
+            raise PydanticCustomError("structure", "{key}: {fault}", {"key": key, "fault": fault})
+        return self
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether models are merged, before directions are added."""
+        return self.merge_method is not None
 
     def to_dict(self) -> dict[str, Any]:
         """This recipe as JSON-like data, from which `parse_recipe` makes an equal recipe."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_defaults=True)
 
     def to_yaml(self) -> str:
         """This recipe as YAML, from which `parse_recipe` makes an equal recipe."""

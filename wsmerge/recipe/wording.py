@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
@@ -11,8 +10,9 @@ from pydantic_core import ErrorDetails
 
 from wsmerge.recipe.document import Keys, kind_of
 from wsmerge.recipe.schema import DirectionEntry, Recipe, Rule
+from wsmerge.recipe.values import nearest
 
-__all__ = ["problems_in"]
+__all__ = ["meant_at_the_top", "problems_in"]
 
 # What people write for a key, out of habit from mergekit or PEFT, where spelling alone would not lead there.
 _MEANT: Final = {
@@ -26,6 +26,7 @@ _MEANT: Final = {
     "scale": "weight",
     "weight": "value",
 }
+_STEERING: Final = ("base_model", "directions", "out_dtype", "name")
 _PLACES: Final[Mapping[type[BaseModel], str]] = {
     Recipe: "at the top of the recipe",
     DirectionEntry: "in an entry of directions",
@@ -36,16 +37,22 @@ _PLACES: Final[Mapping[type[BaseModel], str]] = {
 def problems_in(error: ValidationError) -> Iterator[tuple[Keys, str]]:
     """Place and message of every problem that the schema found, without those that only follow from another."""
     found = [(_keys(one), one) for one in error.errors(include_url=False)]
-    merges_models = any(one["type"] == "not_yet" for _, one in found)
     misspelt = {(*keys[:-1], _meant(keys)) for keys, one in found if one["type"] == "extra_forbidden"}
     no_keys = {keys[:-1] for keys, one in found if one["type"] == "invalid_key"}
     for keys, one in found:
         told_elsewhere = {
-            "missing": merges_models or keys in misspelt or keys[:-1] in no_keys,
+            "missing": keys in misspelt or keys[:-1] in no_keys,
             "too_short": bool(one["input"]),  # its items are told one by one
+            "structure": True,  # whoever has the recipe's keys tells all of these
         }
         if not told_elsewhere.get(one["type"]):
             yield keys, _message(one, keys)
+
+
+def meant_at_the_top(keys: Iterable[str]) -> set[str]:
+    """The keys at the top of a recipe that the unknown ones among `keys` were probably meant for."""
+    unknown = [key for key in keys if key not in Recipe.model_fields]
+    return {meant for key in unknown if (meant := _meant((key,)))}
 
 
 def _keys(problem: ErrorDetails) -> Keys:
@@ -57,13 +64,16 @@ def _message(problem: ErrorDetails, keys: Keys) -> str:
     kind = problem["type"]
     if kind == "extra_forbidden":
         return _unknown_key(keys)
-    layered = "; for one value a layer, list rules of layers and value" if _place(keys) is Rule else ""
+    in_rule = _place(keys) is Rule and "parameters" not in keys
+    layered = "; for one value a layer, list rules of layers and value" if in_rule else ""
     messages = {
         "missing": "missing key",
         "invalid_key": f"{keys[-1]} is no key{layered}",
         "too_short": "is empty: give at least one",
         "tuple_type": f"must be a list, not {kind_of(problem['input'])}",
-        "model_type": f"must be a mapping of keys to values, not {kind_of(problem['input'])}",
+        **dict.fromkeys(
+            ("model_type", "dict_type"), f"must be a mapping of keys to values, not {kind_of(problem['input'])}"
+        ),
     }
     return messages.get(kind, problem["msg"])
 
@@ -78,9 +88,9 @@ def _unknown_key(keys: Keys) -> str:
         if key in fields:
             return f"unknown key here; {key!r} belongs {belongs}"
     for belongs, fields in elsewhere.items():
-        near = difflib.get_close_matches(key.lower(), fields, 1)
+        near = nearest(key, fields)
         if near:
-            return f"unknown key; did you mean {near[0]!r}, which belongs {belongs}?"
+            return f"unknown key; did you mean {near!r}, which belongs {belongs}?"
     return f"unknown key; the keys here are {', '.join(_readable(here))}"
 
 
@@ -90,7 +100,7 @@ def _meant(keys: Keys) -> str | None:
     usual = _MEANT.get(key)
     if usual in here.model_fields:
         return usual
-    return next(iter(difflib.get_close_matches(key.lower(), here.model_fields, 1)), None)
+    return nearest(key, here.model_fields)
 
 
 def _place(keys: Keys) -> type[BaseModel]:
@@ -104,5 +114,5 @@ def _place(keys: Keys) -> type[BaseModel]:
 
 
 def _readable(place: type[BaseModel]) -> list[str]:
-    """The keys of `place` that this version reads; the refused ones are no advice."""
-    return [name for name, field in place.model_fields.items() if field.annotation is not type(None)]
+    """The keys of `place` that a recipe without a merge may have, which is the only one that forbids others."""
+    return list(_STEERING) if place is Recipe else list(place.model_fields)
