@@ -6,8 +6,8 @@
     |   |-- BadReferenceError       a reference that does not parse
     |   `-- PairsError              a file of training or evaluation pairs
     |-- CheckpointError             a checkpoint that cannot be read or does not fit
-    |   |-- TensorFileError         a safetensors file: truncated, overlapping, not safetensors
-    |   |-- AdapterError            a PEFT adapter: not LoRA, DoRA, pickled, names a module that is not there
+    |   |-- TensorFileError         a tensor file: truncated, overlapping, not safetensors, not tensors alone
+    |   |-- AdapterError            a PEFT adapter: not LoRA, DoRA, names a module that is not there
     |   `-- BaseMismatchError       tensors that do not fit the base
     |-- DirectionError              an artifact that cannot be read, written or used
     |   |-- ManifestError           direction.json: not of this format
@@ -116,7 +116,7 @@ class CheckpointError(WsmergeError):
 
 
 class TensorFileError(CheckpointError):
-    """A file that is not whole and well-formed safetensors."""
+    """A tensor file that is not whole and well-formed."""
 
     code = "tensor-file"
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
 
 from tests import peft_adapters
 from tests.builders import llama_config, llama_shapes, make_adapter, make_checkpoint, random_tensors, write_tensor_file
@@ -206,6 +207,19 @@ def test_factors_of_other_dtypes_are_read_exactly(tmp_path, dtype):
     ours, _, _ = read_deltas(base, folder)
     bound = oracle.factor_rounding_bound(a, b, scale=1.5)
     assert (np.abs(ours["model.layers.0.mlp.up_proj.weight"] - oracle.lora_delta(a, b, alpha=3, rank=2)) <= bound).all()
+
+
+def test_a_pickled_adapter_is_the_same_adapter(tmp_path, llama):
+    folder = save_adapter(llama, tmp_path / "adapter", LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"]))
+    with Checkpoint(llama) as base, Adapter(folder, base) as adapter:
+        digest, fingerprint = adapter.content_digest(), adapter.fingerprint
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    assert_as_peft_merges(llama, folder)
+    with Checkpoint(llama) as base, Adapter(folder, base) as adapter:
+        assert adapter.content_digest() == digest
+        assert adapter.fingerprint[0] == fingerprint[0]
+        assert adapter.fingerprint[1][0] == "adapter_model.bin"
 
 
 keys = st.lists(st.sampled_from(["a", "b", r"a\.b", ".*b", "^a", "c$", "b.a"]), unique=True, max_size=4)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig
 
 from tests.builders import llama_shapes, make_adapter, make_checkpoint, random_tensors, write_tensor_file
@@ -131,12 +132,29 @@ def test_all_problems_at_once(tmp_path, base):
     assert len(error.details) == 4
 
 
-def test_a_pickled_adapter_is_refused_unread(tmp_path, base):
+def test_a_pickled_adapter_that_holds_more_than_tensors_is_refused(tmp_path, base):
     folder = make_adapter(tmp_path / "adapter", UP)
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    error = refused(base, folder)
-    assert "pickle" in error.message
-    assert "save_pretrained" in str(error.hint)
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({"base_model.model.a": torch.ones(1), "run": Path("x")}, folder / "adapter_model.bin")
+    with Checkpoint(base) as checkpoint, pytest.raises(TensorFileError, match="only tensors are read") as caught:
+        Adapter(folder, checkpoint)
+    assert "adapter_model.bin" in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "keys"),
+    [
+        ("lm_head", {"ensure_weight_tying": True}, ("lm_head.weight", "model.embed_tokens.weight")),
+        ("embed_tokens", {}, ("lm_head.weight", "model.embed_tokens.weight")),
+    ],
+)
+def test_two_versions_of_tied_embeddings_are_refused_for_a_merge_too(tmp_path, base, name, settings, keys):
+    folder = make_adapter(tmp_path / "adapter", {}, config=settings | {"target_modules": [name]})
+    tensors = {f"base_model.model.{key}": (F32, np.full((40, 16), value, "<f4")) for value, key in enumerate(keys)}
+    write_tensor_file(folder / "adapter_model.safetensors", tensors)
+    with Checkpoint(base) as checkpoint, pytest.raises(AdapterError, match="two versions of it"):
+        Adapter(folder, checkpoint, for_merging=True)
 
 
 def test_folders_that_hold_no_adapter(tmp_path, base):

@@ -183,7 +183,7 @@ def test_a_truncated_single_file(tmp_path, tensors):
 @pytest.mark.parametrize(
     ("files", "reason", "hint"),
     [
-        (["pytorch_model.bin"], "reading a pickle can run any code", "save_pretrained"),
+        (["pytorch_model.bin"], "not a whole file of torch.save", "again"),
         (["model.gguf"], "GGUF", "gguf_file"),
         (["adapter_config.json"], "adapter, not a checkpoint", "trained on"),
         (
@@ -191,7 +191,8 @@ def test_a_truncated_single_file(tmp_path, tensors):
             "holds neither model.safetensors nor",
             "name the file itself: other.safetensors",
         ),
-        (["training_args.bin"], "holds neither", "folder"),
+        (["training_args.bin", "optimizer.pt"], "nor pytorch_model.bin nor", "folder"),
+        (["consolidated.00.pth", "optimizer.pt"], "holds neither", "name the file itself: consolidated.00.pth"),
         ([], "holds neither", "folder"),
     ],
 )
@@ -208,7 +209,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert "GGUF" in refused(tmp_path / "model.gguf").message
     (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
-    assert "pickle" in refused(tmp_path / "pytorch_model.bin").message
+    assert "not a whole file of torch.save" in refused(tmp_path / "pytorch_model.bin").message
 
 
 @pytest.mark.parametrize("config", ["[1]", "{", "\xff"])

@@ -1,6 +1,8 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.oracles.merge import bf16_values, nearest_bf16
@@ -19,7 +21,7 @@ def _normal(seed: int, *shape: int) -> np.ndarray:
 
 
 @given(
-    rows=st.integers(1, 9),
+    rows=st.integers(1, 13),
     columns=st.integers(1, 17),
     rank=st.integers(1, 11),
     cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
@@ -41,7 +43,7 @@ def test_low_rank_is_the_product(kernels):
     out = np.empty(1500, np.float32)
     kernels.low_rank(b, a, 0, out)
     exact = b.astype(np.float64) @ a.astype(np.float64)
-    # Eight products and seven sums, each within half a unit of 2**-24 of sums that stay below the sum of magnitudes.
+    # Eight fused sums, each within a relative 2**-24 of partial sums that stay below the sum of magnitudes.
     bound = 8 * 2.0**-24 * (np.abs(b).astype(np.float64) @ np.abs(a).astype(np.float64))
     assert np.all(np.abs(out.reshape(30, 50) - exact) <= bound)
 
@@ -95,3 +97,37 @@ def test_numba_and_numpy_round_alike():
 def test_dot_is_a_float64_sum(kernels):
     x, y = _normal(1, 5000), _normal(2, 5000)
     assert kernels.dot(x, y) == pytest.approx(float(x.astype(np.float64) @ y.astype(np.float64)), rel=1e-12)
+
+
+def _nearest(exact: Fraction) -> np.float32:
+    """The float32 nearest to `exact`, ties to even."""
+    near = np.float32(float(exact))
+    around = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+    return min(around, key=lambda value: (abs(Fraction(float(value)) - exact), int(value.view(np.int32)) & 1))
+
+
+near_ties = st.builds(
+    lambda high, low, sign: np.float32(sign * (1 + high * 2.0**-12 + low * 2.0**-23)),
+    st.integers(0, 1 << 12),
+    st.integers(-2, 2),
+    st.sampled_from([1, -1]),
+)
+shrunk = st.builds(lambda value, power: np.float32(value * np.float32(2.0**-power)), near_ties, st.integers(0, 40))
+
+
+@given(x=near_ties, y=shrunk, z=near_ties)
+@example(x=np.float32(1 + 2.0**-12), y=np.float32(2.0**-24 * (1 - 2.0**-12)), z=np.float32(1))
+def test_a_rank_is_one_fused_multiply_add(x, y, z):
+    b, a = np.array([[z, x]], np.float32), np.array([[1], [y]], np.float32)
+    exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+    out = np.empty(1, np.float32)
+    for kernels in (load_kernels(), numpy_kernels()):
+        kernels.low_rank(b, a, 0, out)
+        assert out[0] == _nearest(exact)
+
+
+def test_infinity_and_nan_pass_through_products(kernels):
+    b, a = np.array([[1, 1]], np.float32), np.array([[np.inf, np.nan, 3e38, np.inf], [1, 1, 3e38, -np.inf]], np.float32)
+    out = np.empty(4, np.float32)
+    kernels.low_rank(b, a, 0, out)
+    np.testing.assert_array_equal(out, np.array([np.inf, np.nan, np.inf, np.nan], np.float32))

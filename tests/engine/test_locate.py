@@ -45,6 +45,7 @@ def test_a_hub_id_is_downloaded_without_what_is_not_needed(tmp_path, monkeypatch
         calls.append((repo, options))
         return str(tmp_path)
 
+    (tmp_path / "model.safetensors").touch()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert locate_model("acme/base@v2") == tmp_path
     assert locate_model("acme/base@v2", revision="v3") == tmp_path
@@ -54,8 +55,20 @@ def test_a_hub_id_is_downloaded_without_what_is_not_needed(tmp_path, monkeypatch
         ("acme/base", "v3"),
         ("gpt2", None),
     ]
-    assert "*.bin" not in calls[0][1]["allow_patterns"]
+    assert not [pattern for pattern in calls[0][1]["allow_patterns"] if pattern.endswith(".bin")]
     assert "consolidated*.safetensors" in calls[0][1]["ignore_patterns"]
+
+
+def test_pickles_are_downloaded_where_there_is_nothing_else(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(_repo, **options):
+        asked.append([pattern for pattern in options["allow_patterns"] if pattern.endswith(".bin")])
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert locate_model("acme/old") == tmp_path
+    assert asked == [[], ["pytorch_model*.bin", "adapter_model.bin"]]
 
 
 @pytest.mark.parametrize("text", ["./none", "/none/at/all", "~/none-at-all", "a b", "one/two/three"])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.dtypes import DType
 
-__all__ = ["BaseIdentity", "DeltaSource", "Source", "TensorSpec"]
+__all__ = ["BaseIdentity", "DeltaSource", "Source", "TensorInput", "TensorSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,24 @@ class Source(Protocol):
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes of tensor `name` from byte `start` on."""
+
+
+class TensorInput(Protocol):
+    """One tensor that a merge reads, by range: stored in a checkpoint, or made of stored ones while it is read.
+
+    Threads may share it. Reading any range gives the same bytes, however the tensor is cut.
+    """
+
+    @property
+    def label(self) -> str:
+        """How messages and provenance name it: `acme/chat: model.layers.3.mlp.up_proj.weight`."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Name, dtype and shape."""
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from byte `start` on; both are multiples of the element size."""
 
 
 class DeltaSource(Protocol):

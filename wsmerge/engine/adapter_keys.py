@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from wsmerge.core.reading import has_equal_values
-from wsmerge.core.tensor_file import TensorFile
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.lora_settings import MEND_SETTINGS, MERGE_FIRST, LoraSettings, Refusals
 from wsmerge.engine.names import CheckpointNames
+from wsmerge.engine.shards import AnyTensorFile
 
 __all__ = ["AdapterContents", "Factors", "Layout", "read_contents"]
 
@@ -44,13 +44,20 @@ class Factors:
 
 @dataclass(slots=True)
 class AdapterContents:
-    """By base tensor: its factors, and the key of the tensor stored whole (where it differs from the base's)."""
+    """What the adapter holds, by base tensor.
+
+    Attributes:
+        factors: the two factors.
+        whole: the key of a tensor that is stored whole and differs from the base's.
+        copies: which are stored whole and are the base's own.
+    """
 
     factors: dict[str, Factors] = field(default_factory=dict)
     whole: dict[str, str] = field(default_factory=dict)
+    copies: set[str] = field(default_factory=set)
 
 
-def read_contents(file: TensorFile, settings: LoraSettings, base: Checkpoint, problems: Refusals) -> AdapterContents:
+def read_contents(file: AnyTensorFile, settings: LoraSettings, base: Checkpoint, problems: Refusals) -> AdapterContents:
     """Sort out every key of `file`; what has no place in `base` is noted in `problems`."""
     reading = _Reading(file, settings, base, problems)
     modules: defaultdict[str, dict[str, str]] = defaultdict(dict)
@@ -80,7 +87,7 @@ def read_contents(file: TensorFile, settings: LoraSettings, base: Checkpoint, pr
 class _Reading:
     """The work in progress of `read_contents`."""
 
-    def __init__(self, file: TensorFile, settings: LoraSettings, base: Checkpoint, problems: Refusals) -> None:
+    def __init__(self, file: AnyTensorFile, settings: LoraSettings, base: Checkpoint, problems: Refusals) -> None:
         self.contents = AdapterContents()
         self._file = file
         self._settings = settings
@@ -97,7 +104,7 @@ class _Reading:
         if spec.shape != stored.shape:
             self._problems.add(f"{key}: {list(spec.shape)}, and {found} of the base is {list(stored.shape)}")
         elif has_equal_values(self._file, key, self._base, stored.name):
-            return
+            self.contents.copies.add(found)
         elif not (spec.dtype.is_float and stored.dtype.is_float):
             self._problems.add(f"{key}: {spec.dtype} differs from the base's {stored.dtype} and has no delta")
         elif found in self.contents.whole:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: safetensors, one file or shards with an index, opened by their headers alone."""
+"""Checkpoints on disk: one file or shards with an index, opened by their headers alone; pickles by a loader without code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any, Final
 from wsmerge.core.closing import Closing
 from wsmerge.core.digest import structure_digest
 from wsmerge.core.reading import digest_tensors, has_equal_values
-from wsmerge.core.tensor_file import TensorFile
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.engine.locate import path_label
-from wsmerge.engine.shards import open_tensor_files, read_json_object
+from wsmerge.engine.shards import AnyTensorFile, open_tensor_files, read_json_object
 from wsmerge.engine.tying import tied_pair
 from wsmerge.errors import CheckpointError
 
@@ -31,7 +30,7 @@ _SCALE_ENDINGS: Final = (
 
 
 class Checkpoint(Closing):
-    """A checkpoint folder (or one safetensors file), open for reading; a context manager and a core `Source`.
+    """A checkpoint folder (or one tensor file), open for reading; a context manager and a core `Source`.
 
     Reads are positional, so threads may share it.
 
@@ -41,7 +40,7 @@ class Checkpoint(Closing):
         specs: every tensor, file by file in the order of their bytes.
 
     Raises:
-        CheckpointError: no safetensors weights, or an index that does not agree with its files; all problems at once.
+        CheckpointError: no weights, or an index that does not agree with its files; all problems at once.
         TensorFileError: a truncated or malformed file.
     """
 
@@ -49,7 +48,7 @@ class Checkpoint(Closing):
         self.path = path
         self.config: Mapping[str, Any] = read_json_object((path if path.is_dir() else path.parent) / "config.json")
         self._files = open_tensor_files(path, self.config)
-        self._file_of: dict[str, TensorFile] = {name: file for file in self._files for name in file.specs}
+        self._file_of: dict[str, AnyTensorFile] = {name: file for file in self._files for name in file.specs}
         self.specs: dict[str, TensorSpec] = {name: file.specs[name] for name, file in self._file_of.items()}
 
     @property

@@ -29,6 +29,8 @@ _WANTED: Final = (
     "LICEN[CS]E*",
     "NOTICE*",
 )
+# Older models and adapters have nothing else.
+_PICKLED: Final = ("pytorch_model*.bin", "adapter_model.bin")
 # Mistral and Meta publish the same weights twice, the second time in their own layout.
 _UNWANTED: Final = ("*/*.safetensors", "consolidated*.safetensors")
 
@@ -40,13 +42,14 @@ class HubSnapshot(NamedTuple):
     revision: str
 
 
-def locate_model(text: str, *, revision: str | None = None) -> Path:
+def locate_model(text: str, *, revision: str | None = None, download: bool = True) -> Path:
     """The folder (or file) of a model or adapter; what is not on this machine is downloaded from the Hub.
 
     Args:
         text: a path, a Hub id (`owner/name`), or one with a revision (`owner/name@v1`). Of a path and a Hub id that read
             alike, the path wins.
         revision: branch, tag or commit of a Hub id, in place of one in `text`.
+        download: whether what is not here may be downloaded.
 
     Raises:
         CheckpointError: there is no such path, and the Hub does not have it or cannot be reached.
@@ -57,7 +60,7 @@ def locate_model(text: str, *, revision: str | None = None) -> Path:
     match = _HUB_ID.match(text)
     if match is None or text.startswith(("/", ".", "~")):
         raise CheckpointError("no such folder or file", where=text, hint="check the path, or give a Hub id: owner/name")
-    return _download(match["repo"], revision or match["revision"])
+    return _download(match["repo"], revision or match["revision"], only_here=not download)
 
 
 def model_name(text: str, path: Path) -> str:
@@ -103,19 +106,30 @@ def hub_snapshot(path: Path) -> HubSnapshot | None:
     return HubSnapshot(repo, folder.name)
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, *, only_here: bool) -> Path:
     from huggingface_hub import errors as hub  # noqa: PLC0415 - a local model needs no Hub client
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
 
     transport_error = hub.HTTPError  # type: ignore[attr-defined]  # of the HTTP client, which differs between releases
 
-    try:
-        folder = snapshot_download(
-            repo, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
+    def download(*more: str) -> Path:
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=[*_WANTED, *more],
+                ignore_patterns=list(_UNWANTED),
+                local_files_only=only_here,
+            )
         )
+
+    try:
+        folder = download()
+        if not any(folder.glob("*.safetensors")):
+            folder = download(*_PICKLED)
     except (OSError, transport_error, hub.HFValidationError, hub.XetDownloadError) as error:
         raise _hub_failure(error, repo, revision) from error
-    return Path(folder)
+    return folder
 
 
 def _hub_failure(error: Exception, repo: str, revision: str | None) -> WsmergeError:

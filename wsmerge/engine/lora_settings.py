@@ -143,6 +143,11 @@ class LoraSettings:
         rank = self.rank(module)
         return alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank
 
+    def is_saved_whole(self, module: str) -> bool:
+        """Whether `modules_to_save` names that module, so that the model has a copy of its own for the adapter."""
+        named = self._config.get("modules_to_save") or ()
+        return module.endswith((named,) if isinstance(named, str) else tuple(map(str, named)))
+
     @property
     def summary(self) -> dict[str, Any]:
         """What provenance keeps of the settings."""

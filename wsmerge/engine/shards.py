@@ -1,7 +1,8 @@
 """Which tensor files make up a checkpoint, and whether they agree with their index.
 
 transformers is followed in what a folder means: the file that `config.json` names in `transformers_weights`, else
-`model.safetensors`, else the shards of `model.safetensors.index.json`. An index beside a single file is not looked at.
+`model.safetensors`, else the shards of `model.safetensors.index.json`, else the same of `pytorch_model.bin`. An index
+beside a single file is not looked at.
 """
 
 from __future__ import annotations
@@ -12,19 +13,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from wsmerge.core.tensor_file import TensorFile
+from wsmerge.engine.pickled import PICKLE_SUFFIXES, PickledFile, is_pickled
 from wsmerge.errors import CheckpointError, Problems, TensorFileError
 
-__all__ = ["SINGLE_FILE", "open_tensor_files", "read_json_object"]
+__all__ = ["SINGLE_FILE", "AnyTensorFile", "open_tensor_file", "open_tensor_files", "read_json_object"]
+
+AnyTensorFile = TensorFile | PickledFile
+"""One open file of tensors."""
 
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
+PICKLED_FILE: Final = "pytorch_model.bin"
+PICKLED_INDEX_FILE: Final = "pytorch_model.bin.index.json"
 _INDEX_SUFFIX: Final = ".index.json"
-_PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
+_OF_TRAINING: Final = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt")
 _COPY_AGAIN: Final = "the file is damaged or was edited: download or copy it again from where it comes from"
 
 
-def open_tensor_files(path: Path, config: Mapping[str, Any]) -> list[TensorFile]:
-    """Open the tensor files of the checkpoint at `path`, a folder or one safetensors file, in the order of their names.
+def open_tensor_files(path: Path, config: Mapping[str, Any]) -> list[AnyTensorFile]:
+    """Open the tensor files of the checkpoint at `path`, a folder or one file, in the order of their names.
 
     Raises:
         CheckpointError: there are none, or they do not agree with the index; all problems at once.
@@ -35,11 +42,20 @@ def open_tensor_files(path: Path, config: Mapping[str, Any]) -> list[TensorFile]
     if not path.is_dir():
         raise CheckpointError("no such folder or file", where=str(path), hint="check the path")
     named = config.get("transformers_weights")
-    candidates = [named] if isinstance(named, str) else [SINGLE_FILE, INDEX_FILE]
+    candidates = [named] if isinstance(named, str) else [SINGLE_FILE, INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE]
     for name in candidates:
         if (path / name).is_file():
-            return _open_shards(path, name) if name.endswith(_INDEX_SUFFIX) else [TensorFile(path / name)]
+            return _open_shards(path, name) if name.endswith(_INDEX_SUFFIX) else [open_tensor_file(path / name)]
     raise _no_weights(path, candidates)
+
+
+def open_tensor_file(path: Path) -> AnyTensorFile:
+    """Open one file, of safetensors or of torch.save.
+
+    Raises:
+        TensorFileError: it is not there, truncated, malformed, or holds anything but tensors.
+    """
+    return PickledFile(path) if is_pickled(path) else TensorFile(path)
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -59,20 +75,18 @@ def read_json_object(file: Path) -> dict[str, Any]:
     return value
 
 
-def _open_file_argument(path: Path) -> list[TensorFile]:
+def _open_file_argument(path: Path) -> list[AnyTensorFile]:
     if path.suffix == ".gguf":
         raise _gguf(path)
-    if path.suffix in _PICKLE_SUFFIXES:
-        raise _pickled(path)
     if path.name.endswith(_INDEX_SUFFIX):
         return _open_shards(path.parent, path.name)
-    return [TensorFile(path)]
+    return [open_tensor_file(path)]
 
 
-def _open_shards(folder: Path, index_name: str) -> list[TensorFile]:
+def _open_shards(folder: Path, index_name: str) -> list[AnyTensorFile]:
     weight_map = _read_index(folder / index_name)
     problems = Problems()
-    opened: list[TensorFile] = []
+    opened: list[AnyTensorFile] = []
     try:
         for name in sorted(set(weight_map.values())):
             shard = _open_shard(folder, name, problems)
@@ -92,7 +106,7 @@ def _open_shards(folder: Path, index_name: str) -> list[TensorFile]:
     return opened
 
 
-def _open_shard(folder: Path, name: str, problems: Problems) -> TensorFile | None:
+def _open_shard(folder: Path, name: str, problems: Problems) -> AnyTensorFile | None:
     # Hub caches hold links out of their folder, so it is the name that must stay inside, not the file.
     if Path(name).name != name:
         problems.add(f"{name}: the index names a file outside of the folder")
@@ -100,7 +114,7 @@ def _open_shard(folder: Path, name: str, problems: Problems) -> TensorFile | Non
         problems.add(f"{name}: named by the index, and missing")
     else:
         try:
-            return TensorFile(folder / name)
+            return open_tensor_file(folder / name)
         except TensorFileError as error:
             for line in error.details or (error.message,):
                 problems.add(f"{name}: {line}")
@@ -116,7 +130,7 @@ def _read_index(file: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_agreement(weight_map: Mapping[str, str], opened: Sequence[TensorFile], problems: Problems) -> None:
+def _check_agreement(weight_map: Mapping[str, str], opened: Sequence[AnyTensorFile], problems: Problems) -> None:
     seen: dict[str, str] = {}
     for file in opened:
         for name in file.specs:
@@ -133,29 +147,19 @@ def _check_agreement(weight_map: Mapping[str, str], opened: Sequence[TensorFile]
 
 def _no_weights(path: Path, candidates: Sequence[str]) -> CheckpointError:
     files = sorted(path.iterdir())
-    pickled = [file for file in files if file.suffix in _PICKLE_SUFFIXES and file.name != "training_args.bin"]
     gguf = [file for file in files if file.suffix == ".gguf"]
     if (path / "adapter_config.json").is_file():
         return CheckpointError(
             "holds a PEFT adapter, not a checkpoint", where=str(path), hint="give the base that it was trained on"
         )
-    if pickled:
-        return _pickled(pickled[0])
     if gguf:
         return _gguf(gguf[0])
     loose = [file.name for file in files if file.suffix == ".safetensors"]
+    loose = loose or [file.name for file in files if file.suffix in PICKLE_SUFFIXES and file.name not in _OF_TRAINING]
     return CheckpointError(
         f"holds neither {' nor '.join(candidates)}",
         where=str(path),
         hint=f"name the file itself: {loose[0]}" if len(loose) == 1 else "give the folder of a safetensors checkpoint",
-    )
-
-
-def _pickled(file: Path) -> CheckpointError:
-    return CheckpointError(
-        "holds pickled weights, and reading a pickle can run any code it carries",
-        where=str(file),
-        hint="convert it where you trust it: load it with transformers and call save_pretrained, which writes safetensors",
     )
 
 

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.reading import has_equal_values
-from wsmerge.core.tensor_file import TensorFile
 from wsmerge.engine.adapter import ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE, Adapter
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import hub_snapshot
 from wsmerge.engine.names import CheckpointNames
+from wsmerge.engine.shards import AnyTensorFile
 from wsmerge.errors import AdapterError, BaseMismatchError, CheckpointError, Problems
 
 __all__ = ["FullPole", "Pole", "note_base_contradictions", "open_pole", "stored_or_base"]
@@ -231,6 +231,6 @@ def _check_tied(pole: Checkpoint, names: dict[str, str], base: Checkpoint, probl
             problems.add(f"{own_out}: one tensor with {into} in {base.label}, and trained apart from it here")
 
 
-def stored_or_base(pole: Pole | None, base: Checkpoint, name: str) -> tuple[TensorFile | Checkpoint, str]:
+def stored_or_base(pole: Pole | None, base: Checkpoint, name: str) -> tuple[AnyTensorFile | Checkpoint, str]:
     """Where the whole tensor `name` of a pole is read: in the pole, or in the base where the pole leaves it alone."""
     return (pole.stored_whole(name) if pole is not None else None) or (base, name)

@@ -1,0 +1,118 @@
+"""Which architecture the inputs of a merge have, chosen as mergekit chooses.
+
+one name in each config.json   -> its definition; where several define the name, the one for the config's model_type
+some name has no definition    -> inferred from all inputs
+different definitions          -> refused, unless mixing is allowed: then the base's, else the first input's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from wsmerge.engine.architecture.definitions import definitions_of
+from wsmerge.engine.architecture.live import PYTHON_DEFINED, inferred, python_defined
+from wsmerge.engine.architecture.weights import Architecture
+from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.errors import CheckpointError, Problems
+
+__all__ = ["architecture_of"]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What one input is. Two inputs are of one architecture if their keys are equal."""
+
+    checkpoint: Checkpoint
+    name: str
+    key: tuple[object, ...] | None
+    architecture: Architecture | None
+
+
+def architecture_of(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    base: Checkpoint | None = None,
+    allow_mixed: bool = False,
+    overrides: Mapping[Checkpoint, str] | None = None,
+    trust_remote_code: bool = False,
+) -> Architecture:
+    """The architecture that all inputs of a merge share.
+
+    Args:
+        checkpoints: every input, in the order of the recipe.
+        base: the base model, also where it is no input.
+        allow_mixed: take inputs of different architectures, as mergekit's `--allow-crimes` does.
+        overrides: the architecture that a model reference names in place of the one in `config.json`.
+        trust_remote_code: whether code that comes with a checkpoint may be run to infer an architecture.
+
+    Raises:
+        CheckpointError: a `config.json` does not name one architecture, or the inputs differ; every input at once.
+    """
+    members = list(dict.fromkeys([*([base] if base else []), *checkpoints]))
+    if not members:
+        raise CheckpointError("there is no input that could tell the architecture")
+    names = _names(members, overrides or {})
+    choices = [_choice(member, name) for member, name in zip(members, names, strict=True)]
+    if any(choice.key is None for choice in choices):
+        first = choices[0]
+        return inferred(first.name, members, first.checkpoint, trust_remote_code=trust_remote_code)
+    if not allow_mixed:
+        _refuse_mixed(choices)
+    chosen = choices[0]
+    return chosen.architecture or python_defined(chosen.name, chosen.checkpoint.config)
+
+
+def _names(members: Sequence[Checkpoint], overrides: Mapping[Checkpoint, str]) -> list[str]:
+    problems = Problems()
+    names: list[str] = []
+    for member in members:
+        found = [overrides[member]] if member in overrides else member.config.get("architectures")
+        if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str):
+            names.append(found[0])
+        elif not member.config:
+            problems.add(f"{member.label}: there is no config.json")
+        elif isinstance(found, list) and found:
+            problems.add(f"{member.label}: config.json names {len(found)}: {', '.join(map(str, found))}")
+        else:
+            problems.add(f"{member.label}: config.json names none")
+    problems.raise_if_any(
+        CheckpointError,
+        "each input must name one architecture",
+        hint='set "architectures" in config.json, for example ["LlamaForCausalLM"], '
+        "or name it with override_architecture in the recipe",
+    )
+    return names
+
+
+def _choice(checkpoint: Checkpoint, name: str) -> _Choice:
+    if name in PYTHON_DEFINED:
+        experts = checkpoint.config.get("num_experts"), checkpoint.config.get("n_routed_experts")
+        return _Choice(checkpoint, name, (name, *experts), None)
+    found = definitions_of(name)
+    if len(found) > 1:
+        kind = checkpoint.config.get("model_type")
+        found = tuple(definition for definition in found if definition.model_type == kind)
+    if not found:
+        return _Choice(checkpoint, name, None, None)
+    return _Choice(checkpoint, name, (found[0].file,), found[0].architecture)
+
+
+def _refuse_mixed(choices: Sequence[_Choice]) -> None:
+    if all(choice.key == choices[0].key for choice in choices):
+        return
+    raise CheckpointError(
+        "the inputs are of different architectures",
+        details=tuple(_described(choice) for choice in choices),
+        hint="merge models of one architecture, or try it all the same with --allow-crimes (allow_mixed in Python)",
+    )
+
+
+def _described(choice: _Choice) -> str:
+    experts = [
+        f"{key} {choice.checkpoint.config[key]}"
+        for key in ("num_experts", "n_routed_experts")
+        if choice.name in PYTHON_DEFINED and key in choice.checkpoint.config
+    ]
+    kind = choice.checkpoint.config.get("model_type")
+    return f"{choice.checkpoint.label}: {choice.name} ({', '.join([f'model_type {kind}', *experts])})"

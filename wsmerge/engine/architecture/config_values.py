@@ -1,0 +1,66 @@
+"""Values of `config.json`, and the defaults that it leaves out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wsmerge.engine.architecture.weights import Config
+from wsmerge.errors import CheckpointError
+
+__all__ = ["config_value", "count_at", "full_config"]
+
+
+def config_value(config: Config, key: str) -> Any:  # noqa: ANN401 - as JSON has it
+    """The value at a dotted key, None where it is absent or null."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def count_at(config: Config, key: str) -> int:
+    """The count at a dotted key; transformers' default where `config` leaves it out or spells it otherwise.
+
+    Raises:
+        CheckpointError: there is no default either, or the value is not a whole number.
+    """
+    found = config_value(config, key)
+    if found is None:
+        found = full_config(config, needed=key)
+        for part in key.split("."):
+            found = getattr(found, part, None)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+        told = "does not say" if found is None else f"gives {found!r} for"
+        raise CheckpointError(
+            f"config.json {told} how many layers the model has",
+            where=key,
+            hint=f"add {key} to the checkpoint's config.json",
+        )
+    return found
+
+
+def full_config(config: Config, *, needed: str) -> Any:  # noqa: ANN401 - one of transformers' many classes
+    """`config` as transformers' own object, with every default filled in.
+
+    Args:
+        config: `config.json`.
+        needed: the key that it is wanted for, named in the error.
+
+    Raises:
+        CheckpointError: transformers does not know the `model_type`, or refuses the configuration.
+    """
+    from transformers import CONFIG_MAPPING  # noqa: PLC0415 - slow to load, and rarely needed
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"config.json has no {needed}, and transformers knows no defaults for model_type {kind!r}",
+            where=needed,
+            hint=f"add {needed} to the checkpoint's config.json",
+        )
+    try:
+        return CONFIG_MAPPING[kind].from_dict(dict(config))
+    except Exception as error:
+        raise CheckpointError(
+            f"transformers refuses this config.json: {error}", where=needed, hint="correct the checkpoint's config.json"
+        ) from error

@@ -1,0 +1,249 @@
+"""Tensors that a checkpoint stores in another layout than the model has, made as transformers makes them on loading.
+
+    stored    model.layers.0.block_sparse_moe.experts.{0..7}.w1.weight, ....w3.weight         2 x 8 of (inner, hidden)
+    weight    model.layers.0.mlp.experts.gate_up_proj                                         (8, 2 inner, hidden)
+
+Which tensors a weight is made of is asked of transformers; how it is made, of mergekit, on tensors without storage (shape and
+dtype) and on small ones that hold row numbers instead of values. Nearly always whole rows are put in another order:
+
+    out[i, :] = source(i)[row(i), :]         read by range, without ever holding the tensor
+    else                                     made as a whole when it is first read, and held in a `ConversionCache`
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from wsmerge.core.closing import Closing
+from wsmerge.core.dtypes import dtype_named
+from wsmerge.core.tensors import TensorSpec
+from wsmerge.engine.inputs.converted_rows import RowMap, row_map
+from wsmerge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from wsmerge.engine.architecture.weights import Weight
+    from wsmerge.engine.checkpoint import Checkpoint
+
+__all__ = ["ConversionCache", "ConvertedTensor", "find_conversion"]
+
+_HELD_OF_EACH_CHECKPOINT: Final = 2
+
+
+class ConversionCache(Closing):
+    """What conversions share: which tensors make which, and the last few that had to be made as a whole.
+
+    Threads may share it. It holds two tensors of each checkpoint, since reading block by block meets at most the end of one and
+    the start of the next.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reachable: dict[Checkpoint, Mapping[str, frozenset[str]]] = {}
+        self._held: dict[Checkpoint, OrderedDict[str, memoryview]] = {}
+
+    def sources(self, checkpoint: Checkpoint, target: str) -> frozenset[str]:
+        """The stored tensors from which transformers' conversions can make `target`; empty where they cannot."""
+        with self._lock:
+            if checkpoint not in self._reachable:
+                self._reachable[checkpoint] = _reachable(checkpoint)
+            return self._reachable[checkpoint].get(target, frozenset())
+
+    def held(self, checkpoint: Checkpoint, name: str) -> memoryview | None:
+        """The bytes of a tensor that was made and is still held."""
+        with self._lock:
+            held = self._held.get(checkpoint)
+            if held is None or name not in held:
+                return None
+            held.move_to_end(name)
+            return held[name]
+
+    def hold(self, checkpoint: Checkpoint, name: str, made: memoryview) -> None:
+        """Hold the bytes of a tensor, and let go of those that were not read for longest."""
+        with self._lock:
+            held = self._held.setdefault(checkpoint, OrderedDict())
+            held[name] = made
+            while len(held) > _HELD_OF_EACH_CHECKPOINT:
+                held.popitem(last=False)
+
+    def close(self) -> None:
+        """Let go of everything; what is read afterwards is made again."""
+        with self._lock:
+            self._held.clear()
+            self._reachable.clear()
+
+
+class ConvertedTensor:
+    """A weight that is made of stored tensors while it is read; a core `TensorInput`.
+
+    Attributes:
+        label: the checkpoint, the weight, and what it is made of.
+        spec: the weight's name, with dtype and shape as made.
+        sources: names of the stored tensors that it is made of, in the order in which they are taken.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        spec: TensorSpec,
+        target: str,
+        sources: tuple[str, ...],
+        rows: RowMap | None,
+        cache: ConversionCache,
+    ) -> None:
+        self.spec = spec
+        self.sources = sources
+        self.label = f"{checkpoint.label}: {spec.name} (made of {_and_more(sources)})"
+        self._checkpoint = checkpoint
+        self._target = target
+        self._rows = rows
+        self._cache = cache
+        self._making = threading.Lock()
+
+    @property
+    def is_read_by_range(self) -> bool:
+        """Whether its rows are stored rows, so that it is never made as a whole."""
+        return self._rows is not None
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from byte `start` on."""
+        if self._rows is None:
+            out[:] = self._made()[start : start + len(out)]
+            return
+        for name, first, place in self._rows.pieces(start, len(out)):
+            self._checkpoint.read_into(name, first, out[place])
+
+    def _made(self) -> memoryview:
+        with self._making:
+            made = self._cache.held(self._checkpoint, self.spec.name)
+            if made is None:
+                made = _make(self._checkpoint, self.sources, self._target)
+                self._cache.hold(self._checkpoint, self.spec.name, made)
+            return made
+
+
+def find_conversion(checkpoint: Checkpoint, weight: Weight, cache: ConversionCache) -> ConvertedTensor | None:
+    """The weight as transformers would make it from what is stored, None where it would not.
+
+    Ask only for a weight that is stored under none of its names. Where there may be a conversion, the answer loads
+    transformers, and mergekit too if there is one.
+
+    Args:
+        checkpoint: where to look; its `model_type` decides which conversions there are.
+        weight: its name is tried first, then its aliases.
+        cache: shared by all conversions of one merge.
+
+    Raises:
+        CheckpointError: the conversion fails for these shapes.
+    """
+    for target in (weight.name, *weight.aliases):
+        names = cache.sources(checkpoint, target)
+        if names:
+            found = _converted(checkpoint, weight.name, target, names, cache)
+            if found is not None:
+                return found
+    return None
+
+
+def _converted(
+    checkpoint: Checkpoint, name: str, target: str, names: frozenset[str], cache: ConversionCache
+) -> ConvertedTensor | None:
+    import torch  # noqa: PLC0415 - slow to load; only a converted tensor needs it
+
+    specs = {source: checkpoint.specs[source] for source in sorted(names)}
+
+    def empty(spec: TensorSpec) -> Any:  # noqa: ANN401 - a torch tensor
+        return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype.recipe_name), device="meta")
+
+    used: list[str] = []
+
+    def taken(source: str) -> Any:  # noqa: ANN401 - a torch tensor
+        used.append(source)
+        return empty(specs[source])
+
+    shaped = _convert(checkpoint, {source: partial(taken, source) for source in specs}, target)
+    if shaped is None:
+        return None
+    spec = TensorSpec(name, dtype_named(str(shaped.dtype).removeprefix("torch.")), tuple(shaped.shape))
+    sources = tuple(dict.fromkeys(used))
+    rows = row_map(
+        {source: specs[source] for source in sources}, spec, lambda stand_ins: _convert(checkpoint, stand_ins, target)
+    )
+    return ConvertedTensor(checkpoint, spec, target, sources, rows, cache)
+
+
+def _make(checkpoint: Checkpoint, sources: tuple[str, ...], target: str) -> memoryview:
+    import torch  # noqa: PLC0415 - slow to load; only a converted tensor needs it
+
+    def read(name: str) -> Any:  # noqa: ANN401 - a torch tensor
+        spec = checkpoint.specs[name]
+        dtype = getattr(torch, spec.dtype.recipe_name)
+        return torch.frombuffer(checkpoint.read(name), dtype=torch.uint8).view(dtype).reshape(spec.shape)
+
+    made = _convert(checkpoint, {name: partial(read, name) for name in sources}, target)
+    return memoryview(made.contiguous().reshape(-1).view(torch.uint8).numpy()).cast("B")
+
+
+def _convert(checkpoint: Checkpoint, tensors: Mapping[str, Callable[[], Any]], target: str) -> Any:  # noqa: ANN401 - torch's
+    from mergekit.architecture.conversion import convert_checkpoint_tensors  # noqa: PLC0415 - takes seconds
+
+    try:
+        return convert_checkpoint_tensors(checkpoint.config.get("model_type"), tensors, target)
+    except Exception as error:
+        raise CheckpointError(
+            f"transformers cannot make it from what is stored ({_and_more(tuple(tensors))}): {error}",
+            where=f"{checkpoint.path}: {target}",
+            hint="load the model with transformers, save it again, and merge that copy",
+        ) from error
+
+
+def _reachable(checkpoint: Checkpoint) -> Mapping[str, frozenset[str]]:
+    """Each name that the conversions of this `model_type` can make, and the stored tensors that it is made of."""
+    if not _may_have_conversions(checkpoint.config.get("model_type")):
+        return {}
+    from transformers import conversion_mapping  # noqa: PLC0415 - slow to load
+    from transformers.core_model_loading import WeightRenaming  # noqa: PLC0415 - slow to load
+
+    mapping_of: Callable[[object], list[Any] | None] = conversion_mapping.get_checkpoint_conversion_mapping
+    known = {name: frozenset((name,)) for name in checkpoint.specs}
+    found: dict[str, frozenset[str]] = {}
+    for transform in mapping_of(checkpoint.config.get("model_type")) or ():
+        made: dict[str, frozenset[str]] = {}
+        for name, sources in known.items():
+            renamed, pattern = transform.rename_source_key(name)
+            if pattern is None:
+                continue
+            single = isinstance(transform, WeightRenaming)
+            for target in (renamed,) if single else _spread(renamed, transform.target_patterns):
+                made[target] = made.get(target, frozenset()) | sources
+        found |= {target: found.get(target, frozenset()) | sources for target, sources in made.items()}
+        if isinstance(transform, WeightRenaming):
+            known |= made
+    return found
+
+
+def _may_have_conversions(model_type: object) -> bool:
+    """Whether transformers names `model_type` among its conversions, told without loading it, which takes seconds."""
+    if "transformers.conversion_mapping" in sys.modules:
+        return True  # programs may have registered further ones
+    package = find_spec("transformers")
+    if package is None or package.origin is None:
+        return True
+    source = Path(package.origin).with_name("conversion_mapping.py")
+    return not source.is_file() or f'"{model_type}"' in source.read_text(encoding="utf-8")
+
+
+def _spread(renamed: str, patterns: list[str]) -> tuple[str, ...]:
+    """Every target of a conversion to several: the first one's name, with each other pattern in its place."""
+    before, first, after = renamed.partition(patterns[0])
+    return tuple(before + pattern + after for pattern in patterns) if first else (renamed,)
+
+
+def _and_more(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
