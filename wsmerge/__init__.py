@@ -17,8 +17,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsmerge.api import Details, RecipePlan, compose, extract, merge, open_direction, plan, publish, steer
+    from wsmerge.api import (
+        Details,
+        ExportReport,
+        RecipePlan,
+        Settings,
+        compose,
+        export_mergekit,
+        export_peft,
+        extract,
+        lint,
+        merge,
+        open_direction,
+        plan,
+        publish,
+        steer,
+    )
     from wsmerge.engine.merge import MergeReport
+    from wsmerge.engine.merging.build import Leave
+    from wsmerge.engine.numerics import Numerics
     from wsmerge.engine.plan import PlanOptions
     from wsmerge.errors import WsmergeError
     from wsmerge.registry import Direction, Store
@@ -26,13 +43,20 @@ if TYPE_CHECKING:
 __all__ = [
     "Details",
     "Direction",
+    "ExportReport",
+    "Leave",
     "MergeReport",
+    "Numerics",
     "PlanOptions",
     "RecipePlan",
+    "Settings",
     "Store",
     "WsmergeError",
     "compose",
+    "export_mergekit",
+    "export_peft",
     "extract",
+    "lint",
     "merge",
     "open_direction",
     "plan",
@@ -42,7 +66,9 @@ __all__ = [
 
 _HOMES = {
     "Direction": "wsmerge.registry",
+    "Leave": "wsmerge.engine.merging.build",
     "MergeReport": "wsmerge.engine.merge",
+    "Numerics": "wsmerge.engine.numerics",
     "PlanOptions": "wsmerge.engine.plan",
     "Store": "wsmerge.registry",
     "WsmergeError": "wsmerge.errors",

@@ -145,7 +145,7 @@ def truncated_base(lab: Path) -> None:
         (lambda lab: recipe(lab, "wieght: 1"), 2, ["recipe.yml:4", "wieght", "did you mean", "weight"]),
         (lambda lab: recipe(lab, "weight: .nan"), 2, ["recipe.yml:4", "finite"]),
         (lambda lab: recipe(lab, "weight: [{layers: 2-40, value: 1}]"), 2, ["recipe.yml", "2-40"]),
-        (lambda lab: recipe(lab, "weight: 1", more="merge_method: ties\n"), 2, ["merge_method", "not supported"]),
+        (lambda lab: recipe(lab, "weight: 1", more="merge_method: ties\n"), 2, ["merge_method", "nothing to merge"]),
         (lambda lab: (lab / "recipe.yml").unlink(), 2, ["recipe.yml", "No such file"]),
     ],
 )

@@ -21,7 +21,8 @@ from wsmerge.core.dtypes import BF16, F16, F32, F64, DType, dtype_named, to_floa
 from wsmerge.core.tensor_file import TensorFile
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.merge import MergeJob, MergeReport, run_merge
-from wsmerge.engine.plan import PlannedDirection, PlanOptions, build_plan
+from wsmerge.engine.plan import PlannedDirection, PlanOptions, plan_steering
+from wsmerge.engine.sidecars import OutputFiles
 from wsmerge.errors import BaseMismatchError, NonFiniteError, OutputError, UsageError
 
 SMALL_BLOCKS = PlanOptions(block_bytes=1 << 20, threads=3)
@@ -29,10 +30,10 @@ SMALL_BLOCKS = PlanOptions(block_bytes=1 << 20, threads=3)
 
 def run(base: Path, out: Path, directions, *, out_dtype=None, options=SMALL_BLOCKS, **job) -> MergeReport:
     with Checkpoint(base) as checkpoint:
-        plan = build_plan(
+        plan = plan_steering(
             checkpoint, [PlannedDirection(*item) for item in directions], out_dtype=out_dtype, options=options
         )
-        return run_merge(plan, MergeJob(out, {}, "acme/base", out_dtype, **job))
+        return run_merge(plan, MergeJob(out, {}, "acme/base", OutputFiles.steered(plan.base, out_dtype), **job))
 
 
 def read_all(folder: Path) -> dict[str, tuple[DType, NDArray[Any]]]:

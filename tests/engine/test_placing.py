@@ -14,7 +14,7 @@ from wsmerge.core.dtypes import F16, F64
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.fidelity import fidelity_report
 from wsmerge.engine.journal import JOURNAL_FILE
-from wsmerge.engine.plan import PlannedDirection, build_plan
+from wsmerge.engine.plan import PlannedDirection, plan_steering
 from wsmerge.errors import NonFiniteError, OutputError
 
 SHAPES = llama_shapes()
@@ -51,7 +51,7 @@ def test_a_torn_line_ends_the_journal(base, tmp_path):
     partial = tmp_path / "out.partial"
     partial.mkdir()
     with Checkpoint(base) as checkpoint:
-        plan = build_plan(checkpoint, [], options=SMALL_BLOCKS)
+        plan = plan_steering(checkpoint, [], options=SMALL_BLOCKS)
     torn = [
         json.dumps({"plan": plan.digest}),
         '{"block": 0, "sha',
@@ -164,5 +164,5 @@ def test_directions_that_cancel_are_told_so(base, tmp_path):
 
 def test_a_report_of_nothing_is_empty(base):
     with Checkpoint(base) as checkpoint:
-        plan = build_plan(checkpoint, [PlannedDirection(random_direction(SHAPES), {})])
+        plan = plan_steering(checkpoint, [PlannedDirection(random_direction(SHAPES), {})])
         assert fidelity_report(plan, {}).tensors == {}

@@ -26,18 +26,19 @@ from pathlib import Path
 from tests.sources import random_direction
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.merge import MergeJob, run_merge
-from wsmerge.engine.plan import PlannedDirection, PlanOptions, build_plan
+from wsmerge.engine.plan import PlannedDirection, PlanOptions, plan_steering
+from wsmerge.engine.sidecars import OutputFiles
 
 base, out, wait_s, k = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
 with Checkpoint(base) as checkpoint:
     direction = random_direction({name: spec.shape for name, spec in checkpoint.specs.items()}, rank=2)
     options = PlanOptions(max_shard_bytes=5_000_000, block_bytes=1 << 20, threads=2)
-    plan = build_plan(checkpoint, [PlannedDirection(direction, dict.fromkeys(direction.shapes, k))], options=options)
+    plan = plan_steering(checkpoint, [PlannedDirection(direction, dict.fromkeys(direction.shapes, k))], options=options)
     resumed = []
     def progress(done, total):
         resumed.append(done)
         time.sleep(wait_s)
-    run_merge(plan, MergeJob(out, {}, "acme/base"), progress)
+    run_merge(plan, MergeJob(out, {}, "acme/base", OutputFiles(plan.base.path)), progress)
 print(resumed[0])
 """
 

@@ -4,16 +4,25 @@ A reference names a direction: `name`, `name@1.2.0`, `name@alias`, `name@sha256:
 are looked up in `store`, by default the user's own (`WSMERGE_HOME`, else the user's data folder).
 """
 
+from wsmerge.api.chain import merge
 from wsmerge.api.directions import Details, compose, extract, open_direction, publish
-from wsmerge.api.recipes import RecipePlan, check_out, merge, plan
+from wsmerge.api.export import ExportReport, export_mergekit, export_peft
+from wsmerge.api.linting import lint
+from wsmerge.api.recipes import RecipePlan, check_out, plan
+from wsmerge.api.settings import Settings
 from wsmerge.api.steering import steer
 
 __all__ = [
     "Details",
+    "ExportReport",
     "RecipePlan",
+    "Settings",
     "check_out",
     "compose",
+    "export_mergekit",
+    "export_peft",
     "extract",
+    "lint",
     "merge",
     "open_direction",
     "plan",

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from wsmerge.api.findings import refuse_findings
+from wsmerge.api.opening import OpenedDirections, open_inputs
+from wsmerge.api.published import published_lines, published_recipe
 from wsmerge.api.references import ks_of
+from wsmerge.api.settings import RecipeLike, Settings, loaded_recipes
 from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import dtype_named
-from wsmerge.engine.checkpoint import Checkpoint
-from wsmerge.engine.locate import locate_model, model_name
+from wsmerge.engine.locate import model_name
 from wsmerge.engine.merge import MergeJob, MergeReport, input_paths, run_merge
+from wsmerge.engine.merging.build import MergeRequest, PlannedMerge, plan_merge
+from wsmerge.engine.merging.models import Models
+from wsmerge.engine.merging.raw import plan_raw
 from wsmerge.engine.placing import check_output
-from wsmerge.engine.plan import MergePlan, PlannedDirection, PlanOptions, build_plan
-from wsmerge.errors import WsmergeError
-from wsmerge.recipe import Coefficients, LoadedRecipe, load_recipe, parse_recipe, recipe_coefficients
-from wsmerge.registry import Direction, Store, open_reference
+from wsmerge.engine.plan import MergePlan, PlannedDirection, plan_steering
+from wsmerge.engine.sidecars import OutputFiles
+from wsmerge.errors import RecipeError
+from wsmerge.recipe import Coefficients, LoadedRecipe, Recipe, parse_recipe, recipe_coefficients
+from wsmerge.registry import Direction, Store
 
-__all__ = ["RecipePlan", "check_out", "merge", "plan"]
+__all__ = ["RecipePlan", "check_out", "merge_planned", "plan"]
 
-RecipeLike = LoadedRecipe | Mapping[str, Any] | str | Path
-"""A recipe: a file's path, its text or its values as a mapping, or one that was loaded already."""
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,40 +38,67 @@ class RecipePlan(Closing):
     Attributes:
         recipe: the recipe.
         merge: the engine's plan: tensors, shards, `peak_bytes`, `read_bytes`, `write_bytes`.
-        directions: of the recipe, in its order.
+        directions: those under `directions`, in order.
         coefficients: of each direction, by tensor, with the rule that gave them.
+        warnings: what the user should know.
+        files: what is written beside the weights.
+        opened: models and directions, which `close` closes.
+        inline: the directions in place of models, by reference.
     """
 
     recipe: LoadedRecipe
     merge: MergePlan
     directions: tuple[Direction, ...]
     coefficients: tuple[Coefficients, ...]
+    warnings: tuple[str, ...]
+    files: OutputFiles
+    opened: ExitStack
+    inline: Mapping[str, Direction] = field(default_factory=dict)
 
     def close(self) -> None:
-        """Close base and directions."""
-        self.merge.base.close()
-        for direction in self.directions:
-            direction.close()
+        """Close models and directions."""
+        self.opened.close()
 
 
-def plan(recipe: RecipeLike, *, store: Store | None = None, options: PlanOptions | None = None) -> RecipePlan:
-    """Check a recipe against its base and directions, and say what it will do; reads headers only.
+def plan(recipe: RecipeLike, *, store: Store | None = None, settings: Settings | None = None) -> RecipePlan:
+    """Check a recipe against its models and directions, and say what it will do; reads headers only.
 
     Raises:
         RecipeError: what the recipe says does not hold; all of it, with lines.
         NotFoundError, BadReferenceError: a direction that is not there.
-        CheckpointError: the base cannot be read; `BaseMismatchError` where a direction does not fit it.
+        CheckpointError: a model cannot be read; `BaseMismatchError` where a direction does not fit its base.
     """
-    loaded = _loaded(recipe)
-    text = loaded.recipe
+    loaded = _one(loaded_recipes(recipe))
+    settings = settings or Settings()
+    noted = refuse_findings(loaded, strict=settings.strict)
     with ExitStack() as opened:
-        base, directions = _open_inputs(loaded, store or Store(), opened)
-        evaluated = recipe_coefficients(loaded, [item.shapes for item in directions], base.specs)
-        parts = [PlannedDirection(item, ks_of(ks)) for item, ks in zip(directions, evaluated, strict=True)]
-        out_dtype = dtype_named(text.out_dtype) if text.out_dtype else None
-        built = build_plan(base, parts, out_dtype=out_dtype, options=options)
-        opened.pop_all()  # from here on the plan closes them
-    return RecipePlan(loaded, built, tuple(directions), evaluated)
+        models = opened.enter_context(
+            Models(
+                precise=settings.numerics.precise,
+                rename=settings.renamed,
+                download=settings.download,
+                mergekit_bugs=settings.numerics.mergekit_bugs,
+            )
+        )
+        directions = open_inputs(loaded, models, store or Store(), opened)
+        planned, coefficients = _planned(loaded, models, directions, settings)
+        if settings.strict and planned.warnings:
+            raise RecipeError(
+                "refused, since it was to be strict",
+                where=str(loaded.path) if loaded.path else None,
+                hint="mend what it says, or leave --strict out",
+                details=planned.warnings,
+            )
+        return RecipePlan(
+            recipe=loaded,
+            merge=planned.plan,
+            directions=tuple(directions.added),
+            coefficients=coefficients,
+            warnings=(*noted, *planned.warnings),
+            files=planned.files,
+            opened=opened.pop_all(),
+            inline=directions.inline,
+        )
 
 
 def check_out(planned: RecipePlan, out: Path | str, *, overwrite: bool = False) -> None:
@@ -78,95 +110,63 @@ def check_out(planned: RecipePlan, out: Path | str, *, overwrite: bool = False) 
     check_output(Path(out), input_paths(planned.merge), planned.merge.write_bytes, overwrite=overwrite)
 
 
-def merge(
-    recipe: RecipeLike | RecipePlan,
-    out: Path | str,
-    *,
-    overwrite: bool = False,
-    store: Store | None = None,
-    options: PlanOptions | None = None,
-    progress: Callable[[int, int], None] | None = None,
+def merge_planned(
+    planned: RecipePlan, out: Path | str, *, overwrite: bool = False, progress: Progress | None = None
 ) -> MergeReport:
-    """Write the checkpoint that a recipe describes: theta_out = theta + sum_i k_i(layer, tensor) * w_i.
-
-    Sums are in float32 and rounded once, to nearest even. The folder `out` appears when all of it is on the disk; a
-    merge that fails or is interrupted leaves nothing, and one that was killed goes on where it stopped.
-
-    Args:
-        recipe: what to merge; a `RecipePlan` is carried out as it is.
-        out: folder to make.
-        overwrite: replace `out` if wsmerge wrote it.
-        store: where references are looked up.
-        options: block size, threads and shard size.
-        progress: called with bytes written and bytes in all.
-
-    Raises:
-        OutputError: `out` exists or cannot be written.
-        WsmergeError: as `plan`.
-    """
-    if not isinstance(recipe, RecipePlan):
-        with plan(recipe, store=store, options=options) as planned:
-            return merge(planned, out, overwrite=overwrite, progress=progress)
-    text = recipe.recipe.recipe
+    """Carry out a plan; see `wsmerge.merge`."""
+    recipe = planned.recipe.recipe
+    base = planned.merge.base
     job = MergeJob(
         out=Path(out),
-        recipe=_published_recipe(recipe),
-        base_model=model_name(text.base_model, recipe.merge.base.path),
-        out_dtype=dtype_named(text.out_dtype) if text.out_dtype else None,
+        recipe=published_recipe(planned.recipe, planned.merge, planned.directions, planned.inline),
+        base_model=model_name(recipe.base_model.model.path, base.path) if recipe.base_model else base.label,
+        files=planned.files,
+        warnings=published_lines(planned.warnings, planned.recipe),
         overwrite=overwrite,
     )
-    return run_merge(recipe.merge, job, progress)
+    return run_merge(planned.merge, job, progress)
 
 
-def _open_inputs(loaded: LoadedRecipe, store: Store, opened: ExitStack) -> tuple[Checkpoint, list[Direction]]:
-    """Open the base and every direction of a recipe, or raise with all that cannot be opened and their lines."""
-    failures: list[tuple[str, WsmergeError]] = []
-    bases: list[Checkpoint] = []
-    directions: list[Direction] = []
-    try:
-        bases.append(opened.enter_context(Checkpoint(locate_model(loaded.recipe.base_model))))
-    except WsmergeError as error:
-        failures.append((loaded.where("base_model"), error))
-    for number, entry in enumerate(loaded.recipe.directions):
-        try:
-            directions.append(opened.enter_context(open_reference(entry.direction, store)))
-        except WsmergeError as error:
-            failures.append((loaded.where("directions", number, "direction"), error))
-    if failures:
-        raise _input_failure(failures)
-    return bases[0], directions
+def _one(recipes: Sequence[LoadedRecipe]) -> LoadedRecipe:
+    if len(recipes) > 1:
+        names = ", ".join(recipe.name or "the unnamed one" for recipe in recipes)
+        raise RecipeError(
+            f"holds {len(recipes)} recipes ({names}), of which one can be planned at a time",
+            where=str(recipes[0].path) if recipes[0].path else None,
+            hint="`merge` carries out all of them, in order",
+        )
+    return recipes[0]
 
 
-def _input_failure(failures: Sequence[tuple[str, WsmergeError]]) -> WsmergeError:
-    """One error for all inputs that cannot be opened; of the kind of the first."""
-    first = failures[0][1]
-    if len(failures) == 1:
-        where = f"{failures[0][0]}: {first.where}" if first.where else failures[0][0]
-        return type(first)(first.message, where=where, hint=first.hint, details=first.details)
-    details: list[str] = []
-    for place, error in failures:
-        subject = f"{error.where}: " if error.where else ""
-        details += [f"{place}: {subject}{error.message}", *(f"{place}: {line}" for line in error.details)]
-    hints = dict.fromkeys(error.hint for _, error in failures if error.hint)
-    return type(first)("inputs of the recipe cannot be opened", hint="; ".join(hints) or None, details=tuple(details))
+def _planned(
+    loaded: LoadedRecipe, models: Models, directions: OpenedDirections, settings: Settings
+) -> tuple[PlannedMerge, tuple[Coefficients, ...]]:
+    recipe = loaded.recipe
+    if settings.raw is not None:
+        return plan_raw(_request(recipe, models, directions, settings), missing=settings.raw), ()
+    base = models.opened[0].checkpoint
+    evaluated = recipe_coefficients(loaded, [item.shapes for item in directions.added], base.specs)
+    parts = [PlannedDirection(item, ks_of(ks)) for item, ks in zip(directions.added, evaluated, strict=True)]
+    if recipe.merge_method is not None:
+        return plan_merge(_request(recipe, models, directions, settings), parts), evaluated
+    if models.opened[0].adapter is not None:
+        return plan_merge(_on_adapter(recipe, models, settings), parts), evaluated
+    out_dtype = dtype_named(recipe.out_dtype) if recipe.out_dtype else None
+    built = plan_steering(base, parts, out_dtype=out_dtype, options=settings.options)
+    return PlannedMerge(built, OutputFiles.steered(base, out_dtype), ()), evaluated
 
 
-def _published_recipe(planned: RecipePlan) -> dict[str, Any]:
-    """The recipe with the base and the directions named as others know them: no path of this machine is published."""
-    recipe = planned.recipe.recipe
-    entries = [
-        entry | {"direction": direction.label}
-        for entry, direction in zip(recipe.to_dict()["directions"], planned.directions, strict=True)
-    ]
-    return recipe.to_dict() | {
-        "base_model": model_name(recipe.base_model, planned.merge.base.path),
-        "directions": entries,
-    }
+def _request(recipe: Recipe, models: Models, directions: OpenedDirections, settings: Settings) -> MergeRequest:
+    return MergeRequest(recipe, models, directions.inline, settings.numerics, settings.options, settings.leave)
 
 
-def _loaded(recipe: RecipeLike) -> LoadedRecipe:
-    if isinstance(recipe, LoadedRecipe):
-        return recipe
-    if isinstance(recipe, Path) or (isinstance(recipe, str) and "\n" not in recipe):
-        return load_recipe(recipe)
-    return parse_recipe(recipe)
+def _on_adapter(recipe: Recipe, models: Models, settings: Settings) -> MergeRequest:
+    """Steering of `base+lora`: the passthrough of that model."""
+    alone = parse_recipe(
+        {
+            "merge_method": "passthrough",
+            "models": [{"model": str(recipe.base_model)}],
+            **({"out_dtype": recipe.out_dtype} if recipe.out_dtype else {}),
+        }
+    ).recipe
+    return MergeRequest(alone, models, numerics=settings.numerics, options=settings.options, leave=settings.leave)

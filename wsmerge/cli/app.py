@@ -58,7 +58,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; the process ends with the exit code that the README lists."""
-    from wsmerge.cli import demo, lab, recipes, registry  # noqa: F401 - each adds its commands to `app`
+    from wsmerge.cli import demo, export, lab, recipes, registry  # noqa: F401 - each adds its commands to `app`
 
     # A job scheduler ends a run with SIGTERM: it leaves as little behind as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

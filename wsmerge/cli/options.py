@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +12,116 @@ import typer
 
 from wsmerge.errors import UsageError
 
-__all__ = ["AsJson", "BlockSize", "Overwrite", "RecipePath", "ShardSize", "StorePath", "Threads", "parse_size"]
+__all__ = [
+    "AllowCrimes",
+    "AsJson",
+    "BlockSize",
+    "IntermediateDir",
+    "MergekitBugs",
+    "MergekitRng",
+    "Overwrite",
+    "Plugin",
+    "Precise",
+    "Raw",
+    "RecipePath",
+    "Seed",
+    "ShardSize",
+    "StorePath",
+    "Strict",
+    "TensorIntersection",
+    "TensorUnion",
+    "Threads",
+    "TruncateEmbeddings",
+    "TrustRemoteCode",
+    "load_plugins",
+    "parse_size",
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 StorePath = Annotated[
     Path | None, typer.Option("--store", help="The local store. Default: WSMERGE_HOME, else the user's data folder.")
 ]
-RecipePath = Annotated[Path, typer.Argument(help="A recipe: YAML with `base_model` and `directions`.")]
+RecipePath = Annotated[
+    Path, typer.Argument(help="A recipe: YAML of mergekit, or with `base_model` and `directions`, or both.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if wsmerge wrote it, once all is done.")]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Bytes of one output file at most: 5GB, 500MB.")]
 BlockSize = Annotated[int, typer.Option("--block-mib", help="MiB written at once, 1 to 16.", min=1, max=16)]
 Threads = Annotated[int | None, typer.Option(help="Blocks in work at once. Default: cores + 2.", min=1)]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse what is only warned of: keys that nothing reads, ...")]
+
+_BITS = "What decides the bits"
+Precise = Annotated[
+    bool,
+    typer.Option(
+        "--precise",
+        rich_help_panel=_BITS,
+        help="Compute in float32 and round once, not after every operation as mergekit does.",
+    ),
+]
+MergekitBugs = Annotated[
+    bool,
+    typer.Option(
+        "--mergekit-bugs", rich_help_panel=_BITS, help="Reproduce mergekit's silent mistakes instead of refusing them."
+    ),
+]
+MergekitRng = Annotated[
+    bool,
+    typer.Option(
+        "--mergekit-rng",
+        rich_help_panel=_BITS,
+        help="Randomised methods: mergekit's own kernels and random numbers, for its exact result with this --seed.",
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", rich_help_panel=_BITS, help="Of randomised methods (dare, della).")]
+
+_LEAVE = "What is refused unless you allow it"
+AllowCrimes = Annotated[
+    bool, typer.Option("--allow-crimes", rich_help_panel=_LEAVE, help="Merge models of different architectures.")
+]
+TruncateEmbeddings = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-truncate-embeddings",
+        rich_help_panel=_LEAVE,
+        help="Cut embeddings to the smallest vocabulary, as if equal ids were equal tokens.",
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", rich_help_panel=_LEAVE, help="Run code that comes with a model.")
+]
+
+_FORMS = "Other kinds of recipes"
+IntermediateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--intermediate-dir",
+        rich_help_panel=_FORMS,
+        help="Keep the results of named recipes of the file here, and take them again where nothing changed. "
+        "Default: beside OUT, and removed at the end.",
+    ),
+]
+Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw", rich_help_panel=_FORMS, help="The models are tensor files, merged name by name (mergekit-pytorch)."
+    ),
+]
+TensorUnion = Annotated[
+    bool, typer.Option("--tensor-union", "-u", rich_help_panel=_FORMS, help="With --raw: tensors that any file has.")
+]
+TensorIntersection = Annotated[
+    bool,
+    typer.Option("--tensor-intersection", "-i", rich_help_panel=_FORMS, help="With --raw: tensors that all have."),
+]
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        rich_help_panel=_FORMS,
+        help="A Python module that registers merge methods with mergekit; may be given again.",
+    ),
+]
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -37,3 +138,25 @@ def parse_size(text: str) -> int:
     if not math.isfinite(size) or size < 1:
         raise UsageError(f"{text!r} is no size of a file", hint=hint)
     return int(size)
+
+
+def load_plugins(modules: list[str] | None) -> None:
+    """Import modules by name, from the folder that the user is in too.
+
+    Raises:
+        UsageError: there is no such module, or it fails.
+    """
+    for name in modules or ():
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--plugin {name}: {error}", hint="name a module as Python imports it: my_methods, or package.module"
+            ) from error
+        except Exception as error:
+            raise UsageError(
+                f"--plugin {name} cannot be loaded: {type(error).__name__}: {error}",
+                hint=f"mend the module; `python -c 'import {name}'` shows where it fails",
+            ) from error

@@ -3,7 +3,8 @@
     delta   = sum_i k_i * w_i                    float32, i in the recipe's order
     written = round(float32(merged) + delta)     one rounding, to the output's dtype
 
-Tensors stored as float64 are summed in float64. Beside each written chunk go its moments, from which the fidelity of the
+`merged` comes from the tensor's merge step: its bytes where it is stored or was merged as a whole, else its method's
+values. Tensors held as float64 are summed in float64. Beside each written chunk go its moments, from which the fidelity of the
 merge is told: the inner products of the terms k_i * w_i and of the written change among each other.
 """
 
@@ -13,20 +14,21 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsmerge.core.dtypes import BF16, F64, DType, from_float32, from_float64, to_float32
+from wsmerge.core.dtypes import BF16, F16, F64, DType, from_float32, from_float64, to_float32
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.kernels import Kernels
 from wsmerge.engine.plan import CHUNK_ELEMENTS, MergePlan, OutputTensor
 from wsmerge.errors import NonFiniteError
 
-__all__ = ["Arithmetic", "Moments", "ScaledTerms"]
+__all__ = ["Arithmetic", "HeldValues", "MergedValues", "Moments", "ScaledTerms"]
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Moments = NDArray[np.float64]
 """Symmetric, (terms + 1) x (terms + 1): inner products of k_1 * w_1, k_2 * w_2, ... and, last, written - merged."""
 
@@ -83,6 +85,47 @@ class ScaledTerms:
         return tuple(terms)
 
 
+class MergedValues(Protocol):
+    """The values of a tensor before directions are added."""
+
+    @property
+    def held(self) -> DType:
+        """The dtype whose values they are."""
+
+    def read(self, first: int, out: Float32) -> None:
+        """Write the values from element `first` on into `out`."""
+
+    def read64(self, first: int, out: Float64) -> None:
+        """As `read`, where `held` is float64."""
+
+
+class HeldValues:
+    """Merged values that lie in memory, as elements of `held`; `origin` is the element of the tensor that they begin at."""
+
+    def __init__(self, kernels: Kernels, data: memoryview, held: DType, origin: int) -> None:
+        self.held = held
+        self._kernels = kernels
+        self._values = np.frombuffer(data, held.storage)
+        self._origin = origin
+
+    def read(self, first: int, out: Float32) -> None:
+        """Write the values from element `first` on into `out`."""
+        values = self._slice(first, out.size)
+        if self.held is BF16:
+            self._kernels.decode_bf16(values, out)
+        else:
+            out[:] = values
+
+    def read64(self, first: int, out: Float64) -> None:
+        """As `read`, in float64."""
+        values = self._slice(first, out.size)
+        out[:] = values if self.held is F64 else to_float32(values, self.held)
+
+    def _slice(self, first: int, count: int) -> NDArray[Any]:
+        start = first - self._origin
+        return self._values[start : start + count]
+
+
 class Arithmetic:
     """One worker's buffers, and the computation of chunks in them. Not to be shared between threads."""
 
@@ -94,15 +137,15 @@ class Arithmetic:
         self._terms = np.empty((most_terms, CHUNK_ELEMENTS), np.float32)
 
     def compute(
-        self, tensor: OutputTensor, terms: Sequence[Scaled], first: int, stored: memoryview, out: memoryview
+        self, tensor: OutputTensor, terms: Sequence[Scaled], first: int, merged: MergedValues, out: memoryview
     ) -> Moments | None:
         """Write the elements of `tensor` from element `first` on into `out`, as many as it holds.
 
         Args:
             tensor: the planned tensor.
             terms: its scaled terms.
-            first: element of the tensor at which `stored` and `out` start.
-            stored: those elements as the input has them.
+            first: element of the tensor at which `out` starts.
+            merged: the values before the terms are added.
             out: those elements as the output will have them.
 
         Returns:
@@ -112,23 +155,51 @@ class Arithmetic:
         Raises:
             NonFiniteError: a finite element would become infinite or NaN in the output.
         """
-        held, target = tensor.step.inputs[0].dtype, tensor.spec.dtype
-        values = np.frombuffer(stored, held.storage)
-        written = np.frombuffer(out, target.storage)
+        written = np.frombuffer(out, tensor.spec.dtype.storage)
         moments = np.zeros((len(terms) + 1,) * 2) if terms else None
-        step = self._chunk_float64 if F64 in (held, target) else self._chunk
-        for start in range(0, values.size, CHUNK_ELEMENTS):
-            chunk = slice(start, min(start + CHUNK_ELEMENTS, values.size))
-            size = chunk.stop - start
-            with np.errstate(invalid="ignore", over="ignore"):  # a base may hold NaN or infinity, and keeps them
-                delta = self._sum_terms(terms, first + start, size)
-                step(values[chunk], held, delta, written[chunk], target)
-            change = self._change[:size]
-            if not math.isfinite(self._kernels.dot(change, change)):
-                self._settle_non_finite(tensor, size)
-            if moments is not None:
-                self._add_moments(moments, size)
+        for start in range(0, written.size, CHUNK_ELEMENTS):
+            chunk = written[start : start + CHUNK_ELEMENTS]
+            if moments is None:
+                self._round(tensor, first + start, merged, chunk)
+            else:
+                self._add(tensor, terms, first + start, merged, chunk)
+                self._add_moments(moments, chunk.size)
         return moments
+
+    def _round(self, tensor: OutputTensor, first: int, merged: MergedValues, written: NDArray[Any]) -> None:
+        """Round merged values to the output's dtype, where no direction takes part."""
+        target = tensor.spec.dtype
+        if merged.held is F64:
+            exact = np.empty(written.size)
+            merged.read64(first, exact)
+            written[:] = from_float64(exact, target)
+            if target is not F64:
+                self._change[: written.size] = to_float32(written, target) - exact
+                self._merged[: written.size] = exact
+                self._settle_non_finite(tensor, written.size)
+            return
+        values = self._merged[: written.size]
+        merged.read(first, values)
+        if target is BF16:
+            self._kernels.encode_bf16(values, written)
+        else:
+            written[:] = from_float32(values, target)
+            if target is F16 and merged.held is not F16:
+                with np.errstate(invalid="ignore"):  # infinities of the input meet themselves
+                    np.subtract(written, values, out=self._change[: values.size])
+                self._settle_non_finite(tensor, values.size)
+
+    def _add(
+        self, tensor: OutputTensor, terms: Sequence[Scaled], first: int, merged: MergedValues, written: NDArray[Any]
+    ) -> None:
+        size, target = written.size, tensor.spec.dtype
+        with np.errstate(invalid="ignore", over="ignore"):  # a base may hold NaN or infinity, and keeps them
+            delta = self._sum_terms(terms, first, size)
+            step = self._chunk_float64 if F64 in (merged.held, target) else self._chunk
+            step(first, merged, delta, written, target)
+        change = self._change[:size]
+        if not math.isfinite(self._kernels.dot(change, change)):
+            self._settle_non_finite(tensor, size)
 
     def _settle_non_finite(self, tensor: OutputTensor, size: int) -> None:
         """Leave what the base holds as NaN or infinity out of the moments; refuse what only the merge made so."""
@@ -159,25 +230,30 @@ class Arithmetic:
             delta += buffer[:size]
         return delta
 
-    def _chunk(self, values: NDArray[Any], held: DType, delta: Float32, written: NDArray[Any], target: DType) -> None:
-        merged, change = self._merged[: values.size], self._change[: values.size]
-        self._decode(values, held, merged)
+    def _chunk(self, first: int, merged: MergedValues, delta: Float32, written: NDArray[Any], target: DType) -> None:
+        values, change = self._merged[: written.size], self._change[: written.size]
+        merged.read(first, values)
         if target is BF16:
-            self._kernels.round_bf16(merged, delta, written)
+            self._kernels.round_bf16(values, delta, written)
         else:
-            written[:] = from_float32(merged + delta, target)
+            written[:] = from_float32(values + delta, target)
         self._decode(written, target, change)
-        np.subtract(change, merged, out=change)
+        np.subtract(change, values, out=change)
 
     def _chunk_float64(
-        self, values: NDArray[Any], held: DType, delta: Float32, written: NDArray[Any], target: DType
+        self, first: int, merged: MergedValues, delta: Float32, written: NDArray[Any], target: DType
     ) -> None:
-        merged = values.astype(np.float64) if held is F64 else to_float32(values, held).astype(np.float64)
-        written[:] = from_float64(merged + delta, target)
+        values = np.empty(written.size)
+        if merged.held is F64:
+            merged.read64(first, values)
+        else:
+            merged.read(first, self._merged[: written.size])
+            values[:] = self._merged[: written.size]
+        written[:] = from_float64(values + delta, target)
         result = written if target is F64 else to_float32(written, target)
-        self._change[: values.size] = result - merged
+        self._change[: written.size] = result - values
         # For telling what was finite before; float64 values beyond float32's range count as infinite here.
-        self._merged[: values.size] = merged
+        self._merged[: written.size] = values
 
     def _decode(self, values: NDArray[Any], dtype: DType, out: Float32) -> None:
         if dtype is BF16:

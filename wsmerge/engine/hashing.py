@@ -11,7 +11,7 @@ __all__ = ["BaseHasher"]
 
 
 class BaseHasher:
-    """The content digest of the base, from its tensors' bytes as they come by in the plan's order."""
+    """The content digest of the base of a steering plan, from its tensors' bytes as they come by in the plan's order."""
 
     def __init__(self, plan: MergePlan) -> None:
         self._plan = plan
@@ -31,7 +31,7 @@ class BaseHasher:
 
     def _advance(self, tensor: int) -> None:
         while self._current < tensor:  # a tensor without elements has no piece, and a digest all the same
-            spec = self._plan.tensors[self._current].step.inputs[0]
+            spec = self._plan.tensors[self._current].step.inputs[0].tensor.spec
             self._rows.append(ContentRow(spec.name, "weight", spec.dtype.name, spec.shape, self._hash.hexdigest()))
             self._hash = hashlib.sha256()
             self._current += 1

@@ -65,13 +65,15 @@ class Journal:
     def _replayed(
         self, plan: MergePlan, files: ShardFiles, blocks: Sequence[Block], base_hasher: BaseHasher
     ) -> Iterator[JournalLine]:
+        hash_base = plan.is_steering
         for line, block in zip(self._lines, blocks, strict=False):
             data = files.read(block)
             running = self._running(block).copy()
             running.update(data)
             if line.block != block.number or running.hexdigest() != line.sha256:
                 return
-            _rehash_inputs(plan, block, base_hasher)
+            if hash_base:
+                _rehash_inputs(plan, block, base_hasher)
             self.append(block, memoryview(data), line.moments)
             yield line
 
@@ -151,7 +153,7 @@ def _rehash_inputs(plan: MergePlan, block: Block, base_hasher: BaseHasher) -> No
         tensor = plan.tensors[piece.tensor]
         first = piece.start // tensor.spec.dtype.itemsize
         count = piece.nbytes // tensor.spec.dtype.itemsize
-        spec = tensor.step.inputs[0]
-        data = bytearray(count * spec.dtype.itemsize)
-        plan.base.read_into(spec.name, first * spec.dtype.itemsize, memoryview(data))
+        stored = tensor.step.inputs[0].tensor
+        data = bytearray(count * tensor.held.itemsize)
+        stored.read_into(first * tensor.held.itemsize, memoryview(data))
         base_hasher.update(piece.tensor, memoryview(data))

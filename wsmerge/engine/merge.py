@@ -13,15 +13,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from wsmerge.core.dtypes import DType
 from wsmerge.engine.fidelity import FidelityReport, fidelity_report
 from wsmerge.engine.journal import Journal
-from wsmerge.engine.kernels import load_kernels
+from wsmerge.engine.kernels import kernels_name
 from wsmerge.engine.layout import INDEX_FILE, index_json
+from wsmerge.engine.model_card import model_card
 from wsmerge.engine.output import OutputFolder
 from wsmerge.engine.placing import REPORT_FILE, check_output
 from wsmerge.engine.plan import MergePlan
-from wsmerge.engine.sidecars import carry_over, model_card, write_synced
+from wsmerge.engine.sidecars import OutputFiles, write_beside, write_synced
 from wsmerge.engine.sink import ShardFiles
 from wsmerge.engine.stream import Progress, StreamResult, run_stream
 
@@ -39,7 +39,8 @@ class MergeJob:
         recipe: the recipe as JSON values, for provenance and the model card; it is published with the checkpoint, so it
             names models and directions as others know them, not by paths of this machine.
         base_model: how the card names the base: a Hub id, else the folder's name.
-        out_dtype: the dtype that the recipe asks for, None for each tensor's own.
+        files: what is written beside the weights.
+        warnings: what planning found that the user should know.
         overwrite: whether an `out` that wsmerge wrote may be replaced.
         keep_partial: whether an interrupted merge leaves OUT.partial, to be resumed.
     """
@@ -47,7 +48,8 @@ class MergeJob:
     out: Path
     recipe: Mapping[str, Any]
     base_model: str
-    out_dtype: DType | None = None
+    files: OutputFiles
+    warnings: tuple[str, ...] = ()
     overwrite: bool = False
     keep_partial: bool = False
 
@@ -103,8 +105,9 @@ def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) 
 
 def input_paths(plan: MergePlan) -> list[Path]:
     """The folders that a merge reads, which its output may not lie over."""
-    paths = [getattr(item.source, "path", None) for item in plan.directions]
-    return [plan.base.path, *(path for path in paths if isinstance(path, Path))]
+    sources = [*(item.source for item in plan.directions), *plan.inline]
+    paths = [getattr(source, "path", None) for source in sources]
+    return [*(model.path for model in plan.models), *(path for path in paths if isinstance(path, Path))]
 
 
 def _write_tensors(plan: MergePlan, folder: Path, progress: Progress | None) -> StreamResult:
@@ -119,8 +122,8 @@ def _write_tensors(plan: MergePlan, folder: Path, progress: Progress | None) -> 
 
 
 def _write_sidecars(plan: MergePlan, job: MergeJob, folder: Path, report: Mapping[str, Any]) -> None:
-    carried = carry_over(plan.base.path, folder, job.out_dtype)
-    written = [*carried, *(shard.file for shard in plan.shards), "README.md", REPORT_FILE]
+    beside = write_beside(job.files, folder)
+    written = [*beside, *(shard.file for shard in plan.shards), "README.md", REPORT_FILE]
     if len(plan.shards) > 1:
         write_synced(folder / INDEX_FILE, index_json(plan.shards))
         written.append(INDEX_FILE)
@@ -135,13 +138,16 @@ def _report(plan: MergePlan, job: MergeJob, result: StreamResult, fidelity: Fide
         "recipe": dict(job.recipe),
         "plan": plan.digest,
         "base": {"model": job.base_model, "structure": plan.base.structure, "weights": result.base_weights},
+        "models": _models(plan, job),
+        "numerics": plan.numerics.to_dict(),
         "directions": [_direction_report(plan, number) for number in range(len(plan.directions))],
+        "inline_directions": [{"label": source.label, "digest": source.digest} for source in plan.inline],
         "outputs": {
             shard.file: {"bytes": shard.file_bytes, "sha256": result.shard_digests[shard.file]} for shard in plan.shards
         },
         "versions": _versions(),
         "fidelity": fidelity.to_dict(),
-        "warnings": _warnings(plan, result, fidelity),
+        "warnings": _warnings(plan, job, result, fidelity),
     }
 
 
@@ -158,7 +164,16 @@ def _direction_report(plan: MergePlan, number: int) -> dict[str, Any]:
     }
 
 
-def _warnings(plan: MergePlan, result: StreamResult, fidelity: FidelityReport) -> list[str]:
+def _models(plan: MergePlan, job: MergeJob) -> list[dict[str, Any]]:
+    """What was read: names as others know them, and sizes of files."""
+    labels = [job.base_model if model is plan.base else model.label for model in plan.models]
+    return [
+        {"model": label, "files": {str(name): size for name, size, _ in model.fingerprint}}
+        for label, model in zip(labels, plan.models, strict=True)
+    ]
+
+
+def _warnings(plan: MergePlan, job: MergeJob, result: StreamResult, fidelity: FidelityReport) -> list[str]:
     """A base of other weights is legitimate (a fine-tune is steered so), and worth knowing."""
     lines = {
         item.source.digest: (
@@ -166,9 +181,9 @@ def _warnings(plan: MergePlan, result: StreamResult, fidelity: FidelityReport) -
             "same shapes"
         )
         for item in plan.directions
-        if item.source.base.weights != result.base_weights
+        if result.base_weights is not None and item.source.base.weights != result.base_weights
     }
-    return [*lines.values(), *([fidelity.warning] if fidelity.warning else [])]
+    return [*job.warnings, *lines.values(), *([fidelity.warning] if fidelity.warning else [])]
 
 
 def _versions() -> dict[str, str]:
@@ -176,5 +191,5 @@ def _versions() -> dict[str, str]:
         "wsmerge": importlib.metadata.version("wsmerge"),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "kernels": load_kernels().name,
+        "kernels": kernels_name(),
     }

@@ -56,7 +56,9 @@ def check_output(out: Path, inputs: Iterable[Path], needed_bytes: int, *, overwr
 def _check_apart(out: Path, place: Path, inputs: Iterable[Path]) -> None:
     for item in inputs:
         theirs = item.resolve()
-        folder = theirs.parent if theirs.is_file() else theirs
+        # A lone tensor file has nothing to do with what lies beside it; one of a checkpoint stands for its folder.
+        whole = theirs.is_file() and (theirs.parent / "config.json").is_file()
+        folder = theirs.parent if whole else theirs
         if place == theirs or folder in place.parents or place in theirs.parents:
             raise UsageError(
                 f"the output would lie over the input {item}", where=str(out), hint="choose another folder"

@@ -2,9 +2,9 @@
 
     out = round(merged + sum_i k_i * w_i)
 
-`merged` is what the recipe's merge method gives, `w_i` are the deltas of its directions. This version knows the merge
-method `base` (the base's own tensor); each other method becomes another `MergeStep`. The same plan is what `wsmerge
-plan` prints, what the stream carries out, and what a killed merge is resumed against.
+`merged` is what the tensor's merge step gives, `w_i` are the deltas of the recipe's directions. Where a base is only
+steered, the step's method is `base` (the base's own tensor). The same plan is what `wsmerge plan` prints, what the stream
+carries out, and what a killed merge is resumed against.
 """
 
 from __future__ import annotations
@@ -12,25 +12,34 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 from wsmerge.core.digest import canonical_json, sha256_hex
 from wsmerge.core.dtypes import DType
 from wsmerge.core.tensors import DeltaSource, TensorSpec
 from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.engine.costs import methods_peak_bytes
 from wsmerge.engine.fit import place_deltas
+from wsmerge.engine.inputs.stored import StoredTensor
 from wsmerge.engine.layout import OutputShard, lay_out
+from wsmerge.engine.methods.step import MergeStep, StepInput
+from wsmerge.engine.numerics import Numerics
 from wsmerge.errors import UsageError
 
 __all__ = [
     "CHUNK_ELEMENTS",
     "MergePlan",
-    "MergeStep",
+    "OpenModel",
     "OutputTensor",
     "PlanOptions",
+    "PlanParts",
     "PlannedDirection",
     "Term",
-    "build_plan",
+    "assemble",
+    "output_dtype",
+    "plan_steering",
+    "widest_held",
 ]
 
 CHUNK_ELEMENTS: Final = 1 << 16
@@ -38,6 +47,32 @@ CHUNK_ELEMENTS: Final = 1 << 16
 
 RUNTIME_BYTES: Final = 200_000_000
 """Resident memory of the interpreter with numpy, numba and LLVM, before any buffer (measured, rounded up)."""
+
+UNCHANGED: Final = frozenset({"base", "buffer"})
+"""Steps that give their first input as it is: a base to be steered, and a buffer that no method applies to."""
+
+
+class OpenModel(Protocol):
+    """A checkpoint or an adapter that a merge reads."""
+
+    @property
+    def label(self) -> str:
+        """How messages and provenance name it."""
+
+    path: Path
+
+    @property
+    def fingerprint(self) -> list[list[str | int]]:
+        """Changes when its files are written again."""
+
+    def close(self) -> None:
+        """Close its files."""
+
+
+def widest_held(plan: MergePlan) -> float:
+    """Bytes of an input that is read whole for each byte that is written, at most."""
+    whole = (tensor for tensor in plan.tensors if tensor.is_unchanged)
+    return max((t.held.itemsize / t.spec.dtype.itemsize for t in whole), default=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +113,6 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
-class MergeStep:
-    """How the value before directions is made: a merge method and the stored tensors that it reads."""
-
-    method: str
-    inputs: tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class OutputTensor:
     """One tensor to be written: the merge step, then the directions' terms (those with k = 0 are left out)."""
 
@@ -96,7 +123,24 @@ class OutputTensor:
     @property
     def is_copy(self) -> bool:
         """Whether the input's bytes are the output's bytes."""
-        return self.step.method == "base" and not self.terms and self.step.inputs[0].dtype is self.spec.dtype
+        same_dtype = self.step.inputs[0].tensor.spec.dtype is self.step.dtype is self.spec.dtype
+        return same_dtype and not self.terms and self.is_unchanged
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the step gives its one input as it is, so that the output's dtype is the only one it is rounded to."""
+        if self.step.method in UNCHANGED:
+            return True
+        if self.step.method != "passthrough" or self.step.inputs[0].parameters.get("scale") is not None:
+            return False
+        dtype = self.step.dtype
+        is_exact = dtype is self.held or dtype.itemsize > self.held.itemsize
+        return self.step.precise or is_exact or dtype is self.spec.dtype
+
+    @property
+    def held(self) -> DType:
+        """The dtype of the values that a step without a method holds: the input's own."""
+        return self.step.inputs[0].tensor.spec.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,23 +156,38 @@ class MergePlan:
     """A merge, ready to run.
 
     Attributes:
-        base: the checkpoint that the merge steps read.
+        base: the checkpoint whose configuration the output gets: `base_model`, else the first model.
+        models: every checkpoint and adapter that is read, `base` among them.
         directions: in the recipe's order, which is the order of summing.
         tensors: every output tensor, in the order in which they are written.
         shards: the output files; `tensors` in shard order, back to back.
+        numerics: what decides the bits.
         options: how the work is cut.
+        draws: with mergekit's random numbers, the output tensors in the order in which mergekit computes them.
+        vocabulary: digest of the output's vocabulary, where one is built.
+        inline: the directions that stand in place of models.
     """
 
     base: Checkpoint
+    models: tuple[OpenModel, ...]
     directions: tuple[PlannedDirection, ...]
     tensors: tuple[OutputTensor, ...]
     shards: tuple[OutputShard, ...]
+    numerics: Numerics
     options: PlanOptions
+    draws: tuple[int, ...] = ()
+    vocabulary: str | None = None
+    inline: tuple[DeltaSource, ...] = ()
+
+    @property
+    def is_steering(self) -> bool:
+        """Whether the base alone is read, tensor by tensor, and directions are added."""
+        return all(tensor.step.method == "base" for tensor in self.tensors)
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of the inputs that will be read; factors of low-rank deltas count once."""
-        inputs = sum(spec.nbytes for tensor in self.tensors for spec in tensor.step.inputs)
+        """Bytes of the inputs that will be read once; factors of low-rank deltas count once."""
+        inputs = sum(item.tensor.spec.nbytes for tensor in self.tensors for item in tensor.step.inputs)
         return inputs + sum(self._delta_bytes(term) for tensor in self.tensors for term in tensor.terms)
 
     @property
@@ -140,13 +199,13 @@ class MergePlan:
     def peak_bytes(self) -> int:
         """Upper bound of the resident memory less file mappings, the interpreter included."""
         workers = self.options.worker_count
-        widest = max((t.step.inputs[0].dtype.itemsize / t.spec.dtype.itemsize for t in self.tensors), default=1.0)
-        blocks = workers * self.options.block_bytes * (1 + widest)
+        blocks = workers * self.options.block_bytes * (1 + widest_held(self))
         most_terms = max((len(tensor.terms) for tensor in self.tensors), default=0)
         chunks = workers * CHUNK_ELEMENTS * 4 * (most_terms + 6)
         factors = max((sum(self._delta_bytes(t) for t in x.terms) for x in self.tensors), default=0)
         # Folding k into b makes a second copy of it; one tensor more than there are workers is kept.
-        return RUNTIME_BYTES + int(blocks) + chunks + 2 * (workers + 1) * factors
+        steering = RUNTIME_BYTES + int(blocks) + chunks + 2 * (workers + 1) * factors
+        return steering + methods_peak_bytes(self.tensors, workers, self.draws)
 
     def _delta_bytes(self, term: Term) -> int:
         source = self.directions[term.direction].source
@@ -158,7 +217,11 @@ class MergePlan:
         """The plan as JSON values: for `--json`, for provenance, and for comparing two plans."""
         return {
             "base": {"label": self.base.label, "files": self.base.fingerprint},
+            "models": [{"label": model.label, "files": model.fingerprint} for model in self.models],
             "directions": [{"label": item.source.label, "digest": item.source.digest} for item in self.directions],
+            "inline": [{"label": item.label, "digest": item.digest} for item in self.inline],
+            "numerics": self.numerics.to_dict(),
+            "vocabulary": self.vocabulary,
             "block_bytes": self.options.block_bytes,
             "shards": [
                 {"file": shard.file, "bytes": shard.file_bytes, "tensors": [spec.name for spec in shard.specs]}
@@ -178,14 +241,14 @@ class MergePlan:
         return sha256_hex(canonical_json(content))
 
 
-def build_plan(
+def plan_steering(
     base: Checkpoint,
     directions: Sequence[PlannedDirection],
     *,
     out_dtype: DType | None = None,
     options: PlanOptions | None = None,
 ) -> MergePlan:
-    """Plan the merge of `base` and `directions`; reads nothing but headers.
+    """Plan the steering of `base` by `directions`; reads nothing but headers.
 
     Args:
         base: the checkpoint to steer: the base of the directions, or a fine-tune of it.
@@ -197,33 +260,86 @@ def build_plan(
         BaseMismatchError: deltas that have no tensor of their name and shape in `base`; all of them.
         CheckpointError: a quantised base, to which nothing can be added.
     """
-    options = options or PlanOptions()
     if directions or out_dtype is not None:
         base.refuse_quantised()
     terms = place_deltas(base, directions)
-    tensors = {
-        name: OutputTensor(
-            TensorSpec(name, _output_dtype(spec, out_dtype), spec.shape),
-            MergeStep("base", (spec,)),
+    tensors = [
+        OutputTensor(
+            TensorSpec(name, output_dtype(spec.dtype, out_dtype), spec.shape),
+            MergeStep("base", spec, (StepInput(StoredTensor(base, name), is_base=True),)),
             tuple(Term(*term) for term in terms.get(name, ())),
         )
         for name, spec in base.specs.items()
-    }
-    shards = lay_out([tensor.spec for tensor in tensors.values()], options.max_shard_bytes)
-    ordered = tuple(tensors[spec.name] for shard in shards for spec in shard.specs)
-    return MergePlan(base, tuple(directions), ordered, tuple(shards), options)
+    ]
+    parts = PlanParts(base, (base,), tuple(directions), tensors)
+    return assemble(parts, Numerics(), options or PlanOptions())
 
 
-def _output_dtype(spec: TensorSpec, out_dtype: DType | None) -> DType:
-    return out_dtype if out_dtype is not None and spec.dtype.is_float else spec.dtype
+@dataclass(frozen=True, slots=True)
+class PlanParts:
+    """What a plan is assembled from: see `MergePlan`.
+
+    Attributes:
+        draw_order: with mergekit's random numbers, output names in the order in which mergekit computes them.
+        vocabulary: digest of the output's vocabulary, where one is built.
+        inline: the directions that stand in place of models.
+    """
+
+    base: Checkpoint
+    models: tuple[OpenModel, ...]
+    directions: tuple[PlannedDirection, ...]
+    tensors: Sequence[OutputTensor]
+    draw_order: tuple[str, ...] = ()
+    vocabulary: str | None = None
+    inline: tuple[DeltaSource, ...] = ()
+
+
+def assemble(parts: PlanParts, numerics: Numerics, options: PlanOptions) -> MergePlan:
+    """Give every output tensor its place in a shard."""
+    shards = lay_out([tensor.spec for tensor in parts.tensors], options.max_shard_bytes)
+    by_name = {tensor.spec.name: tensor for tensor in parts.tensors}
+    names = [spec.name for shard in shards for spec in shard.specs]
+    position = {name: number for number, name in enumerate(names)}
+    return MergePlan(
+        base=parts.base,
+        models=parts.models,
+        directions=parts.directions,
+        tensors=tuple(by_name[name] for name in names),
+        shards=tuple(shards),
+        numerics=numerics,
+        options=options,
+        draws=tuple(position[name] for name in parts.draw_order),
+        vocabulary=parts.vocabulary,
+        inline=parts.inline,
+    )
+
+
+def output_dtype(held: DType, out_dtype: DType | None) -> DType:
+    """The dtype that is written: `out_dtype` for float tensors, where it is given."""
+    return out_dtype if out_dtype is not None and held.is_float else held
 
 
 def _tensor_dict(tensor: OutputTensor) -> dict[str, Any]:
+    step = tensor.step
     return {
         "name": tensor.spec.name,
         "dtype": tensor.spec.dtype.recipe_name,
         "shape": list(tensor.spec.shape),
-        "method": tensor.step.method,
-        "inputs": [{"name": spec.name, "dtype": spec.dtype.recipe_name} for spec in tensor.step.inputs],
+        "method": step.method,
+        "computed_in": step.dtype.recipe_name,
+        "gives": step.result_dtype.recipe_name,
+        "parameters": dict(step.parameters),
+        "inputs": [_input_dict(item) for item in step.inputs],
         "terms": [{"direction": term.direction, "delta": term.delta, "k": term.k} for term in tensor.terms],
+    }
+
+
+def _input_dict(item: StepInput) -> dict[str, Any]:
+    spec = item.tensor.spec
+    return {
+        "tensor": item.tensor.label,
+        "dtype": spec.dtype.recipe_name,
+        **({"base": True} if item.is_base else {}),
+        **({"delta": True} if item.is_delta else {}),
+        **({"parameters": dict(item.parameters)} if item.parameters else {}),
     }

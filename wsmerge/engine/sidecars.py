@@ -1,4 +1,4 @@
-"""What lies beside the weights of a checkpoint: config, tokenizer, report and model card."""
+"""What lies beside the weights of a checkpoint: config, tokenizer, and what else its donor has."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
+from typing import Any, Final, Self
 
 from wsmerge.core.dtypes import DType
+from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.engine.output_config import output_config
 from wsmerge.engine.sink import output_failure
+from wsmerge.engine.vocabulary.chat import reserialise_tokenizer
+from wsmerge.engine.vocabulary.vocabulary import Vocabulary, is_tokenizer_file
 
-__all__ = ["carried_files", "carry_over", "model_card", "write_synced"]
+__all__ = ["OutputFiles", "carried_files", "write_beside", "write_synced"]
 
 _WEIGHT_SUFFIXES: Final = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".tflite", ".npz"}
@@ -23,6 +26,34 @@ _KEPT_SUFFIXES: Final = frozenset({".json", ".jinja", ".model", ".txt", ".py", "
 _NOT_OF_THE_OUTPUT: Final = frozenset(
     {"wsmerge.json", "wsmerge_origin.json", "adapter_config.json", "trainer_state.json"}
 )
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFiles:
+    """What the merge writes beside the weights.
+
+    Attributes:
+        donor: the checkpoint folder that all other files come from.
+        config: `config.json`; None to carry the donor's over.
+        vocabulary: whose tokenizer is saved; None for the donor's.
+        chat_template: text of the template; None to leave the tokenizer's.
+        trust_remote_code: whether code that comes with a tokenizer may run.
+        bare: whether nothing but the weights is written: tensor files have no configuration.
+    """
+
+    donor: Path
+    config: Mapping[str, Any] | None = None
+    vocabulary: Vocabulary | None = None
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+    bare: bool = False
+
+    @classmethod
+    def steered(cls, base: Checkpoint, out_dtype: DType | None) -> Self:
+        """All that `base` has; its configuration names the new dtype, where there is one."""
+        if out_dtype is None or not base.config:
+            return cls(base.path)
+        return cls(base.path, output_config(base.config, dtype=out_dtype.recipe_name))
 
 
 def carried_files(base: Path) -> Iterator[Path]:
@@ -41,23 +72,38 @@ def carried_files(base: Path) -> Iterator[Path]:
             yield path
 
 
-def carry_over(base: Path, folder: Path, out_dtype: DType | None) -> list[str]:
-    """Copy the carried files of `base` into `folder`; `config.json` names the new dtype. Returns their names."""
-    names: list[str] = []
-    root = base if base.is_dir() else base.parent
-    for path in carried_files(base):
-        relative = path.relative_to(root)
+def write_beside(files: OutputFiles, folder: Path) -> list[str]:
+    """Write configuration and tokenizer of the output into `folder`, and carry over the rest; returns their names."""
+    if files.bare:
+        return []
+    names = _save_tokenizer(files, folder)
+    has_tokenizer = any(is_tokenizer_file(name) for name in names)
+    root = files.donor if files.donor.is_dir() else files.donor.parent
+    for path in carried_files(files.donor):
+        relative = str(path.relative_to(root))
+        if has_tokenizer and is_tokenizer_file(relative):
+            continue
         target = folder / relative
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            if relative.name == "config.json" and out_dtype is not None:
-                write_synced(target, _config_with_dtype(path, out_dtype))
+            if relative == "config.json" and files.config is not None:
+                write_synced(target, json.dumps(files.config, indent=2).encode() + b"\n")
             else:
                 shutil.copyfile(path, target)
         except OSError as error:
             raise output_failure(error, target) from error
-        names.append(str(relative))
-    return names
+        names.append(relative)
+    return sorted(set(names))
+
+
+def _save_tokenizer(files: OutputFiles, folder: Path) -> list[str]:
+    if files.vocabulary is not None:
+        return files.vocabulary.save(folder, files.chat_template)
+    if files.chat_template is not None:
+        return reserialise_tokenizer(
+            files.donor, folder, files.chat_template, trust_remote_code=files.trust_remote_code
+        )
+    return []
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -69,61 +115,3 @@ def write_synced(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise output_failure(error, path) from error
-
-
-def model_card(report: Mapping[str, Any]) -> bytes:
-    """The README.md of a merged checkpoint, from its report."""
-    base = report["base"]
-    front = {
-        **({"base_model": [base["model"]]} if "/" in base["model"] else {}),
-        "base_model_relation": "merge",
-        "library_name": "transformers",
-        "tags": ["wsmerge", "merge", "weight-steering"],
-    }
-    overall = report["fidelity"]["overall"]
-    lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False).rstrip(),
-        "---",
-        "",
-        f"# {base['model']}, steered",
-        "",
-        f"Made with wsmerge {report['versions']['wsmerge']}: weights of `{base['model']}`, plus directions in weight space",
-        "([Steering Language Models with Weight Arithmetic](https://arxiv.org/abs/2511.05408)).",
-        "",
-        "| direction | version digest | tensors changed | k |",
-        "|---|---|---|---|",
-        *(
-            f"| {item['label']} | `{item['digest'][:16]}` | {item['tensors']} | {item['k_min']:g} to {item['k_max']:g} |"
-            for item in report["directions"]
-        ),
-        "",
-        "## Recipe",
-        "",
-        "```yaml",
-        yaml.safe_dump(report["recipe"], sort_keys=False).rstrip(),
-        "```",
-        "",
-        "## Fidelity",
-        "",
-        "What is left of the directions after rounding to this checkpoint's dtype"
-        + (
-            f": cosine {overall['cosine']:.4f}, norm ratio {overall['norm_ratio']:.4f}."
-            if overall["cosine"] is not None
-            else ": no change was asked for (every k is 0, or the directions cancel)."
-        ),
-        "All of it, with the digests of inputs and outputs, is in `wsmerge.json`.",
-        "",
-    ]
-    return "\n".join(lines).encode()
-
-
-def _config_with_dtype(path: Path, out_dtype: DType) -> bytes:
-    config = json.loads(path.read_text())
-    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
-        for key in ("dtype", "torch_dtype"):
-            if key in section:
-                section[key] = out_dtype.recipe_name
-    if "torch_dtype" not in config:
-        config["dtype"] = out_dtype.recipe_name
-    return json.dumps(config, indent=2).encode() + b"\n"

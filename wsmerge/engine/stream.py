@@ -9,19 +9,29 @@ from __future__ import annotations
 import itertools
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
-from wsmerge.engine.arithmetic import Arithmetic, Moments, ScaledTerms
+import numpy as np
+from numpy.typing import NDArray
+
+from wsmerge.core.dtypes import BF16
+from wsmerge.engine.arithmetic import Arithmetic, HeldValues, MergedValues, Moments, ScaledTerms
+from wsmerge.engine.costs import BITS_WINDOW_ELEMENTS
 from wsmerge.engine.hashing import BaseHasher
 from wsmerge.engine.journal import Journal
-from wsmerge.engine.kernels import load_kernels
+from wsmerge.engine.kernels import Kernels, load_kernels
 from wsmerge.engine.layout import Block, Piece, blocks_of
-from wsmerge.engine.plan import MergePlan
+from wsmerge.engine.methods.step import BitsMethod, Float32, MergeStep
+from wsmerge.engine.methods.tensorwise import seed_torch
+from wsmerge.engine.plan import MergePlan, OutputTensor, widest_held
+from wsmerge.engine.preparation import Preparations, Prepare, Prepared
+from wsmerge.engine.reader import BitsReader, ChunkReader
 from wsmerge.engine.sink import ShardFiles
+from wsmerge.engine.turnstile import Stopped, Turnstile
 
 __all__ = ["Progress", "StreamResult", "run_stream"]
 
@@ -35,13 +45,13 @@ class StreamResult:
 
     Attributes:
         moments: by output tensor, where directions took part.
-        base_weights: content digest of the base's tensors.
+        base_weights: content digest of the base's tensors, where all of them are read to be steered.
         shard_digests: SHA-256 of each output file.
         resumed_bytes: bytes that an earlier run had written.
     """
 
     moments: dict[int, Moments] = field(default_factory=dict)
-    base_weights: str = ""
+    base_weights: str | None = None
     shard_digests: dict[str, str] = field(default_factory=dict)
     resumed_bytes: int = 0
 
@@ -51,35 +61,6 @@ class StreamResult:
         self.moments[tensor] = moments if known is None else known + moments
 
 
-class _Stopped(Exception):  # noqa: N818 - a signal among workers, not an error
-    """Another worker failed, or the run was interrupted."""
-
-
-class _Turnstile:
-    """Lets threads through one at a time, in the order of their block numbers."""
-
-    def __init__(self, first: int) -> None:
-        self._next = first
-        self._condition = threading.Condition()
-        self._stopped = False
-
-    @contextmanager
-    def turn(self, number: int) -> Iterator[None]:
-        with self._condition:
-            self._condition.wait_for(lambda: self._stopped or self._next == number)
-            if self._stopped:
-                raise _Stopped
-        yield  # outside the lock: nobody else's number is up
-        with self._condition:
-            self._next += 1
-            self._condition.notify_all()
-
-    def stop(self) -> None:
-        with self._condition:
-            self._stopped = True
-            self._condition.notify_all()
-
-
 class _InputBytes(NamedTuple):
     """Bytes of an input as they were read, to be hashed in order."""
 
@@ -87,18 +68,60 @@ class _InputBytes(NamedTuple):
     data: memoryview
 
 
+class _MethodValues:
+    """Merged values that a method computes when they are asked for."""
+
+    def __init__(self, step: MergeStep, prepared: Prepared, reader: ChunkReader) -> None:
+        self.held = step.dtype
+        self._step = step
+        self._prepared = prepared
+        self._reader = reader
+
+    def read(self, first: int, out: Float32) -> None:
+        """Write the values from element `first` on into `out`."""
+        method = self._prepared.method
+        if method is None:
+            raise ValueError("no method")
+        with np.errstate(all="ignore"):  # inputs may hold NaN or infinity, and methods may divide by zero, as in torch
+            for start, values in self._reader.chunks(self._step, first, first + out.size):
+                part = out[start - first : start - first + values.shape[1]]
+                method.compute(self._step, self._prepared.statistics, start, values, part)
+
+    def read64(self, first: int, out: NDArray[np.float64]) -> None:
+        """Methods in blocks compute in float32."""
+        raise NotImplementedError
+
+
 class _Worker:
     """One thread's buffers; computes blocks into its own page-aligned memory."""
 
-    def __init__(self, plan: MergePlan, terms: ScaledTerms) -> None:
+    def __init__(self, plan: MergePlan, terms: ScaledTerms, preparations: Preparations) -> None:
         self._plan = plan
         self._terms = terms
+        self._preparations = preparations
         block_bytes = plan.options.block_bytes
         self._block = memoryview(mmap.mmap(-1, block_bytes))  # page-aligned, as direct writes need it
-        widest = max((t.step.inputs[0].dtype.itemsize / t.spec.dtype.itemsize for t in plan.tensors), default=1.0)
-        self._stored = memoryview(bytearray(int(block_bytes * widest)))
-        most_terms = max((len(tensor.terms) for tensor in plan.tensors), default=0)
-        self._arithmetic = Arithmetic(load_kernels(), most_terms)
+        self._stored = memoryview(bytearray(int(block_bytes * widest_held(plan))))
+        self._bits = BitsReader()
+
+    # What is made of the compiled loops is made when it is first used: not every merge needs them.
+
+    @cached_property
+    def _kernels(self) -> Kernels:
+        return load_kernels()
+
+    @cached_property
+    def _arithmetic(self) -> Arithmetic:
+        return Arithmetic(self._kernels, max((len(tensor.terms) for tensor in self._plan.tensors), default=0))
+
+    @cached_property
+    def _reader(self) -> ChunkReader:
+        changing = (tensor for tensor in self._plan.tensors if not tensor.is_unchanged)
+        return ChunkReader(self._kernels, max((len(tensor.step.inputs) for tensor in changing), default=1))
+
+    def prepare(self, task: Prepare) -> None:
+        """Work out what a tensor's blocks need."""
+        self._preparations.run(task, lambda: self._reader, self._bits)
 
     def fill(self, block: Block) -> tuple[memoryview, list[_InputBytes], dict[int, Moments]]:
         """Compute `block`; the views are valid until the next call."""
@@ -119,16 +142,52 @@ class _Worker:
         return view, inputs, moments
 
     def _fill_piece(self, piece: Piece, out: memoryview, used: int) -> tuple[memoryview, Moments | None]:
+        """Fill `out`; returns the input's bytes too, where the step has one input and leaves it unchanged."""
         tensor = self._plan.tensors[piece.tensor]
-        name = tensor.step.inputs[0].name
-        if tensor.is_copy:
-            self._plan.base.read_into(name, piece.start, out)
-            return out, None
-        first, count = piece.start // tensor.spec.dtype.itemsize, piece.nbytes // tensor.spec.dtype.itemsize
-        width = tensor.step.inputs[0].dtype.itemsize
-        stored = self._stored[used : used + count * width]
-        self._plan.base.read_into(name, first * width, stored)
-        return stored, self._arithmetic.compute(tensor, self._terms.of(piece.tensor), first, stored, out)
+        item = tensor.step.inputs[0].tensor
+        prepared = self._preparations.of(piece.tensor) if self._preparations.is_needed(piece.tensor) else None
+        try:
+            if tensor.is_copy:
+                item.read_into(piece.start, out)
+                return out, None
+            first, count = piece.start // tensor.spec.dtype.itemsize, piece.nbytes // tensor.spec.dtype.itemsize
+            if tensor.is_unchanged:
+                width = tensor.held.itemsize
+                stored = self._stored[used : used + count * width]
+                item.read_into(first * width, stored)
+                merged: MergedValues = HeldValues(self._kernels, stored, tensor.held, first)
+            elif self._fill_bits(tensor, prepared, first, out):
+                return out, None
+            else:
+                stored = out
+                merged = self._merged(tensor.step, prepared)
+            return stored, self._arithmetic.compute(tensor, self._terms.of(piece.tensor), first, merged, out)
+        finally:
+            if prepared is not None:
+                self._preparations.used(piece.tensor)
+
+    def _fill_bits(self, tensor: OutputTensor, prepared: Prepared | None, first: int, out: memoryview) -> bool:
+        """Fill `out` without a detour through float32 buffers, where all of the step is bfloat16; else return False."""
+        step = tensor.step
+        dtypes = {item.tensor.spec.dtype for item in step.inputs} | {step.dtype, tensor.spec.dtype}
+        method: object = prepared.method if prepared is not None else None
+        if tensor.terms or dtypes != {BF16} or not isinstance(method, BitsMethod) or prepared is None:
+            return False
+        loop = method.bits_loop(step, prepared.statistics)
+        if loop is None:
+            return False
+        merged = np.frombuffer(out, np.uint16)
+        for start in range(0, merged.size, BITS_WINDOW_ELEMENTS):
+            part = merged[start : start + BITS_WINDOW_ELEMENTS]
+            loop(first + start, self._bits.read(step, first + start, part.size), part)
+        return True
+
+    def _merged(self, step: MergeStep, prepared: Prepared | None) -> MergedValues:
+        if prepared is None:
+            raise ValueError("a method was not prepared")
+        if prepared.whole is not None:
+            return HeldValues(self._kernels, prepared.whole, step.result_dtype, 0)
+        return _MethodValues(step, prepared, self._reader)
 
 
 def run_stream(plan: MergePlan, files: ShardFiles, journal: Journal, progress: Progress | None = None) -> StreamResult:
@@ -144,9 +203,12 @@ def run_stream(plan: MergePlan, files: ShardFiles, journal: Journal, progress: P
             result.add(tensor, moments)
     first = journal.blocks_done
     result.resumed_bytes = sum(block.nbytes for block in blocks[:first])
-    run = _Run(plan, files, journal, result, base_hasher, first)
+    if plan.draws:
+        seed_torch(plan.numerics.seed)
+    run = _Run(plan, files, journal, result, base_hasher, Preparations(plan, blocks[first:]))
     run.execute(blocks[first:], progress)
-    result.base_weights = base_hasher.content_digest()
+    if plan.is_steering:
+        result.base_weights = base_hasher.content_digest()
     result.shard_digests = journal.shard_digests
     return result
 
@@ -161,32 +223,38 @@ class _Run:
         journal: Journal,
         result: StreamResult,
         base_hasher: BaseHasher,
-        first: int,
+        preparations: Preparations,
     ) -> None:
+        first = journal.blocks_done
         self._plan, self._files, self._journal = plan, files, journal
         self._result, self._base_hasher = result, base_hasher
         self._terms = ScaledTerms(plan, plan.options.worker_count + 1)
-        self._read_turn, self._write_turn = _Turnstile(first), _Turnstile(first)
+        self._preparations = preparations
+        self._hash_base = plan.is_steering
+        self._read_turn, self._write_turn = Turnstile(first), Turnstile(first)
 
     def execute(self, blocks: list[Block], progress: Progress | None) -> None:
         total = self._plan.write_bytes
         done = itertools.accumulate(
             (block.nbytes for block in blocks), initial=total - sum(block.nbytes for block in blocks)
         )
-        remaining, lock = iter(blocks), threading.Lock()
+        remaining, lock = self._preparations.tasks(blocks), threading.Lock()
 
         def report() -> None:
             if progress is not None:
                 progress(next(done), total)
 
         def work() -> None:
-            worker = _Worker(self._plan, self._terms)
+            worker = _Worker(self._plan, self._terms, self._preparations)
             while True:
                 with lock:
-                    block = next(remaining, None)
-                if block is None:
+                    task = next(remaining, None)
+                if task is None:
                     return
-                self._one_block(worker, block, report)
+                if isinstance(task, Prepare):
+                    worker.prepare(task)
+                else:
+                    self._one_block(worker, task, report)
 
         next(done)
         self._on_threads(work, min(self._plan.options.worker_count, len(blocks)))
@@ -194,9 +262,10 @@ class _Run:
     def _one_block(self, worker: _Worker, block: Block, report: Callable[[], None]) -> None:
         view, inputs, moments = worker.fill(block)
         self._files.write(block, view)
-        with self._read_turn.turn(block.number):
-            for tensor, data in inputs:
-                self._base_hasher.update(tensor, data)
+        if self._hash_base:
+            with self._read_turn.turn(block.number):
+                for tensor, data in inputs:
+                    self._base_hasher.update(tensor, data)
         with self._write_turn.turn(block.number):
             self._journal.append(block, view, moments)
             for tensor, values in moments.items():
@@ -224,9 +293,10 @@ class _Run:
                     self._stop()  # interrupted: the pool waits for its threads on leaving
         failures = [error for future in futures if (error := future.exception()) is not None]
         for error in failures:
-            if not isinstance(error, _Stopped):
+            if not isinstance(error, Stopped):
                 raise error
 
     def _stop(self) -> None:
+        self._preparations.stop()
         self._read_turn.stop()
         self._write_turn.stop()

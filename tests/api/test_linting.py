@@ -1,0 +1,123 @@
+"""`wsmerge.lint`: what is told of text and models, each once, and that a merge says the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+
+import wsmerge
+from tests.builders import llama_shapes
+from tests.engine.merging.made import entries, fine_tune, merge, model
+from wsmerge.core.dtypes import BF16
+from wsmerge.errors import RecipeError, WsmergeError
+
+
+@pytest.fixture
+def models(tmp_path):
+    base = model(tmp_path / "base")
+    return base, fine_tune(base, tmp_path / "one", seed=1)
+
+
+def recipe_of(models, **top):
+    base, one = models
+    return {
+        "merge_method": "task_arithmetic",
+        "base_model": str(base),
+        "models": entries((one, {"weight": 0.5})),
+        **top,
+    }
+
+
+def told(recipe):
+    return [(item.level, item.code) for item in wsmerge.lint(recipe)]
+
+
+def test_nothing_is_found_in_a_sound_recipe(models):
+    assert wsmerge.lint(recipe_of(models)) == ()
+
+
+@pytest.mark.parametrize(
+    ("top", "level", "code"),
+    [
+        ({"dype": "float32"}, "warning", "unknown-key"),
+        ({"weight": 1.0}, "warning", "misplaced-key"),
+        ({"parameters": {"epsilon": 1}}, "warning", "unread-parameter"),
+        ({"merge_method": "task_arithmetics"}, "error", "unknown-method"),
+        ({"merge_method": "slerp"}, "error", "missing-parameter"),
+    ],
+    ids=lambda item: str(item)[:30],
+)
+def test_each_finding_of_the_text_is_told_once_and_merges_say_the_same(models, tmp_path, top, level, code):
+    recipe = recipe_of(models, **top)
+    found = told(recipe)
+    assert found.count((level, code)) == 1
+    assert len(found) == len({(item.code, item.where, item.message) for item in wsmerge.lint(recipe)})
+    if level == "error":
+        with pytest.raises(RecipeError):
+            merge(tmp_path / "out", recipe)
+        return
+    warnings = merge(tmp_path / "out", recipe).warnings
+    assert list(warnings) == [str(item) for item in wsmerge.lint(recipe) if item.level == "warning"]
+    with pytest.raises(RecipeError, match="strict"):
+        merge(tmp_path / "strict", recipe, strict=True)
+
+
+def deeper(models, tmp_path):
+    other = model(tmp_path / "other", shapes=llama_shapes(layers=4))
+    return recipe_of((models[0], other)), "layers"
+
+
+def wider(models, tmp_path):
+    other = model(tmp_path / "other", shapes=llama_shapes(vocab=44))
+    return recipe_of((models[0], other)), "vocabularies differ"
+
+
+def odd(models, tmp_path):
+    other = model(tmp_path / "other", extra={"model.extra": (BF16, np.zeros(3, np.uint16))})
+    return recipe_of((models[0], other)), "model.extra"
+
+
+def quantised(models, tmp_path):
+    other = model(tmp_path / "other", config={"quantization_config": {"quant_method": "fp8"}})
+    return recipe_of((models[0], other)), "quantised"
+
+
+def too_long(models, _tmp_path):
+    source = {"model": str(models[0]), "layer_range": [0, 9]}
+    return {"merge_method": "passthrough", "slices": [{"sources": [source]}]}, "has 3 layers"
+
+
+@pytest.mark.parametrize("make", [deeper, wider, odd, quantised, too_long])
+def test_what_the_models_show_is_an_error_and_a_merge_refuses_it(models, tmp_path, make):
+    recipe, words = make(models, tmp_path)
+    (found,) = wsmerge.lint(recipe)
+    assert found.level == "error"
+    assert words in f"{found.message} {found.hint}"
+    with pytest.raises(WsmergeError):
+        merge(tmp_path / "out", recipe)
+    assert not (tmp_path / "out").exists()
+
+
+def test_untied_inputs_of_a_tied_base_are_a_warning(models, tmp_path):
+    other = model(tmp_path / "other", seed=5, shapes=llama_shapes(tied=False))
+    (found,) = wsmerge.lint(recipe_of((models[0], other)))
+    assert (found.level, found.code) == ("warning", "models")
+    assert "tie_word_embeddings" in found.message
+
+
+def test_models_that_are_not_here_are_no_error(models):
+    (found,) = wsmerge.lint(recipe_of((models[0], "acme/chat")))
+    assert found.level == "info"
+    (found,) = wsmerge.lint(recipe_of((models[0], "./nowhere")))
+    assert found.level == "error"
+
+
+def test_recipes_that_others_make_are_checked_as_far_as_they_can_be(models):
+    blend = {
+        "name": "blend",
+        "merge_method": "linear",
+        "models": entries((models[0], {"weight": 1}), (models[1], {"weight": 1})),
+    }
+    text = yaml.safe_dump_all([blend, recipe_of((models[0], "blend"), dype=1)], sort_keys=False)
+    assert told(text) == [("warning", "unknown-key"), ("info", "not-checked")]

@@ -1,0 +1,344 @@
+"""Plans a merge recipe: opens nothing but headers and configurations, and says what every tensor is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wsmerge.core.dtypes import DType, dtype_named
+from wsmerge.core.tensors import DeltaSource, TensorSpec
+from wsmerge.engine.architecture import Architecture, architecture_of
+from wsmerge.engine.fit import Placement, place_deltas
+from wsmerge.engine.inputs.converted import ConversionCache
+from wsmerge.engine.inputs.rows import RowsInput
+from wsmerge.engine.merging.carried import carried_tensors, refuse_undefined, undefined_by_model
+from wsmerge.engine.merging.models import Model, Models
+from wsmerge.engine.merging.references import input_references
+from wsmerge.engine.merging.schedule import draw_order
+from wsmerge.engine.merging.sites import Module, modules_of, sites_of_output
+from wsmerge.engine.merging.steps import Aligned, PlannedStep, StepBuilder, StepSettings, refuse_together
+from wsmerge.engine.merging.vocabularies import aligning, truncating, vocabulary_digest, vocabulary_of
+from wsmerge.engine.methods.step import MergeStep, StepInput
+from wsmerge.engine.numerics import Numerics
+from wsmerge.engine.output_config import output_config
+from wsmerge.engine.plan import MergePlan, OutputTensor, PlannedDirection, PlanOptions, PlanParts, Term, assemble
+from wsmerge.engine.sidecars import OutputFiles
+from wsmerge.engine.vocabulary.chat import chat_template_text
+from wsmerge.engine.vocabulary.vocabulary import Vocabulary
+from wsmerge.errors import CheckpointError, RecipeError
+from wsmerge.recipe.methods import method_named
+from wsmerge.recipe.schema import Recipe
+
+__all__ = ["Leave", "MergeRequest", "PlannedMerge", "plan_merge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """What is refused unless the user allows it.
+
+    Attributes:
+        mix_architectures: merge models of different architectures (mergekit's `--allow-crimes`).
+        truncate_vocabulary: cut embeddings of different sizes to the smallest, where the recipe builds no tokenizer
+            (mergekit's `--unsafe-truncate-embeddings`); equal ids then have to be equal tokens.
+        trust_remote_code: run code that comes with a model's configuration or tokenizer.
+    """
+
+    mix_architectures: bool = False
+    truncate_vocabulary: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRequest:
+    """A merge recipe, and what it is to be planned with.
+
+    Attributes:
+        recipe: with a merge method.
+        models: opens its models.
+        inline: the directions that stand where models stand, by the recipe's text.
+        numerics: what decides the bits.
+        options: how the work is cut.
+        leave: what the user allows.
+    """
+
+    recipe: Recipe
+    models: Models
+    inline: Mapping[str, DeltaSource] = field(default_factory=dict)
+    numerics: Numerics = field(default_factory=Numerics)
+    options: PlanOptions = field(default_factory=PlanOptions)
+    leave: Leave = field(default_factory=Leave)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMerge:
+    """A planned merge: the plan, the files beside the weights, and what the user should know."""
+
+    plan: MergePlan
+    files: OutputFiles
+    warnings: tuple[str, ...]
+
+
+def plan_merge(request: MergeRequest, directions: Sequence[PlannedDirection] = ()) -> PlannedMerge:
+    """Plan a merge; `directions` are added to its result.
+
+    Raises:
+        RecipeError: the recipe does not fit its models, or its method.
+        CheckpointError: models that do not go together; every tensor that cannot be merged at once.
+        BaseMismatchError: a direction that does not fit.
+    """
+    return _Planning(request, directions).run()
+
+
+class _Planning:
+    """One planning in progress."""
+
+    def __init__(self, request: MergeRequest, directions: Sequence[PlannedDirection]) -> None:
+        self._request = request
+        self._recipe = request.recipe
+        self._directions = tuple(directions)
+        self._warnings: list[str] = []
+        self._conversions = ConversionCache()
+        references = [reference for _, reference in input_references(self._recipe)]
+        self._inputs = list(dict.fromkeys(request.models.open(reference) for reference in references))
+        self._donor = self._inputs[0] if self._recipe.base_model else self._first_entry()
+        self._method = method_named(self._recipe.merge_method or "")
+
+    def run(self) -> PlannedMerge:
+        self._refuse_quantised()
+        architecture = self._architecture()
+        modules = self._modules(architecture)
+        config = self._config(architecture, modules)
+        vocabulary = vocabulary_of(
+            self._recipe, self._inputs, self._request.models, trust_remote_code=self._request.leave.trust_remote_code
+        )
+        steps = self._steps(modules, config, vocabulary)
+        steps += self._carried(architecture, modules)
+        plan = self._assemble(steps, vocabulary)
+        files = self._files(architecture, modules, plan, vocabulary)
+        return PlannedMerge(plan, files, tuple(dict.fromkeys(self._warnings)))
+
+    def _first_entry(self) -> Model:
+        """The first model that is merged; mergekit takes any."""
+        return self._inputs[0]
+
+    def _refuse_quantised(self) -> None:
+        changed = self._recipe.dtype or self._recipe.out_dtype or _has_key(self._recipe.to_dict(), "scale")
+        if self._method.name == "passthrough" and not changed:
+            return  # bytes are copied
+        for model in self._inputs:
+            model.checkpoint.refuse_quantised()
+
+    def _architecture(self) -> Architecture:
+        overrides = {
+            model.checkpoint: model.reference.override_architecture
+            for model in self._inputs
+            if model.reference.override_architecture
+        }
+        base = self._donor.checkpoint if self._recipe.base_model else None
+        return architecture_of(
+            [model.checkpoint for model in self._inputs],
+            base=base,
+            allow_mixed=self._request.leave.mix_architectures,
+            overrides=overrides,
+            trust_remote_code=self._request.leave.trust_remote_code,
+        )
+
+    def _modules(self, architecture: Architecture) -> tuple[Module, ...]:
+        modules = modules_of(self._recipe, architecture, self._request.models, self._request.inline)
+        for module in modules:
+            first, last = module.slices[0], module.slices[-1]
+            if len(last.sources) > len(first.sources) and self._request.numerics.mergekit_bugs:
+                self._warnings.append(
+                    f"{module.name}: as in mergekit, what comes after the layers leaves out "
+                    f"{len(last.sources) - len(first.sources)} sources of the last slice"
+                )
+        return modules
+
+    def _config(self, architecture: Architecture, modules: Sequence[Module]) -> Mapping[str, Any]:
+        """The configuration that the output's tensor names go by."""
+        if self._recipe.models:
+            return self._donor.config
+        return self._output_config(architecture, modules)
+
+    def _output_config(
+        self,
+        architecture: Architecture,
+        modules: Sequence[Module],
+        vocabulary: Vocabulary | None = None,
+        untied: bool | None = None,  # noqa: FBT001 - a fact beside the others, passed on by name
+    ) -> dict[str, Any]:
+        sliced = [module for module in modules if not self._is_whole(module) and module.architecture.num_layers_key]
+        return output_config(
+            self._donor.config,
+            dtype=self._recipe.out_dtype or self._recipe.dtype,
+            layers={str(module.architecture.num_layers_key): module.length for module in sliced},
+            source_layers={str(module.architecture.num_layers_key): module.source_layers for module in sliced},
+            vocab_size=vocabulary.config_vocab_size if vocabulary else None,
+            vocab_size_key=architecture.vocab_size_key,
+            untied=untied,
+        )
+
+    def _is_whole(self, module: Module) -> bool:
+        part = (self._recipe.modules or {}).get(module.name)
+        return bool(self._recipe.models) or bool(part and part.models)
+
+    def _align(self, vocabulary: Vocabulary | None) -> Aligned | None:
+        if vocabulary is not None:
+            self._warnings += vocabulary.notes
+            return aligning(vocabulary, self._dtype, precise=self._request.numerics.precise)
+        if self._request.leave.truncate_vocabulary:
+            return truncating
+        return None
+
+    @property
+    def _dtype(self) -> DType | None:
+        return dtype_named(self._recipe.dtype) if self._recipe.dtype else None
+
+    @property
+    def _out_dtype(self) -> DType | None:
+        return dtype_named(self._recipe.out_dtype) if self._recipe.out_dtype else None
+
+    def _steps(
+        self, modules: Sequence[Module], config: Mapping[str, Any], vocabulary: Vocabulary | None
+    ) -> list[PlannedStep]:
+        settings = StepSettings(
+            self._method,
+            self._dtype,
+            self._out_dtype,
+            self._request.numerics,
+            self._align(vocabulary),
+            moves_rows=vocabulary is not None,
+        )
+        builder = StepBuilder(settings, self._conversions)
+        bugs = self._request.numerics.mergekit_bugs
+        found: list[PlannedStep] = []
+        errors: list[CheckpointError | RecipeError] = []
+        for site in sites_of_output(modules, config, self._recipe.parameters, mergekit_bugs=bugs):
+            try:
+                step = builder.build(site)
+            except (CheckpointError, RecipeError) as error:
+                errors.append(error)
+            else:
+                found += [step] if step is not None else []
+        refuse_together(errors, self._donor.label)
+        self._warnings += builder.warnings
+        return found
+
+    def _carried(self, architecture: Architecture, modules: Sequence[Module]) -> list[PlannedStep]:
+        undefined = undefined_by_model(self._inputs, architecture, self._conversions)
+        if self._request.numerics.mergekit_bugs:
+            self._warnings += [
+                f"{model.label}: as in mergekit, {len(names)} tensors are lost that {architecture.name} does not name"
+                for model, names in undefined.items()
+            ]
+            return []
+        if self._method.name != "passthrough":
+            refuse_undefined(undefined, architecture)
+            return []
+        return [
+            self._carried_step(name, model, stored)
+            for name, model, stored in carried_tensors(undefined, modules, self._donor)
+        ]
+
+    def _carried_step(self, name: str, model: Model, stored: str) -> PlannedStep:
+        tensor = model.tensor(stored)
+        held = tensor.spec.dtype
+        dtype = (self._dtype or held) if held.is_float else held
+        spec = TensorSpec(name, dtype, tensor.spec.shape)
+        written = (self._out_dtype or dtype) if held.is_float else held
+        step = MergeStep("passthrough" if held.is_float else "buffer", spec, (StepInput(tensor),))
+        return PlannedStep(step, written, stored)
+
+    def _assemble(self, steps: Sequence[PlannedStep], vocabulary: Vocabulary | None) -> MergePlan:
+        placed = place_deltas(self._donor.checkpoint, self._directions) if self._directions else {}
+        self._check_placed(placed, steps, vocabulary)
+        tensors = [
+            OutputTensor(
+                TensorSpec(planned.step.spec.name, planned.written, planned.step.spec.shape),
+                planned.step,
+                tuple(Term(*term) for term in placed.get(planned.source_name or "", ())),
+            )
+            for planned in steps
+        ]
+        draws: tuple[str, ...] = ()
+        if any(planned.step.mergekit_rng for planned in steps):
+            draws = tuple(steps[place].step.spec.name for place in draw_order([planned.drawing for planned in steps]))
+        parts = PlanParts(
+            base=self._donor.checkpoint,
+            models=self._request.models.files,
+            directions=self._directions,
+            tensors=tensors,
+            draw_order=draws,
+            vocabulary=vocabulary_digest(vocabulary) if vocabulary else None,
+            inline=tuple(self._request.inline.values()),
+        )
+        return assemble(parts, self._request.numerics, self._request.options)
+
+    def _check_placed(
+        self, placed: Mapping[str, Sequence[Placement]], steps: Sequence[PlannedStep], vocabulary: Vocabulary | None
+    ) -> None:
+        """Refuse directions over rows that a tokenizer moved; note deltas whose tensor is not in the output."""
+        shapes = {planned.source_name: planned.step.spec.shape for planned in steps}
+        specs = self._donor.checkpoint.specs
+        moved = [name for name in placed if name in shapes and shapes[name] != specs[name].shape]
+        if vocabulary is not None and _moves_rows(vocabulary, str(self._donor.reference)):
+            along = {planned.source_name for planned in steps if isinstance(planned.step.inputs[0].tensor, RowsInput)}
+            moved += [name for name in placed if name in along and name not in moved]
+        if moved:
+            raise CheckpointError(
+                "the tokenizer settings change the rows of tensors that a direction changes",
+                where=self._donor.label,
+                hint="leave the tokenizer settings out, or give the direction k = 0 there",
+                details=tuple(moved),
+            )
+        lost = [name for name in placed if name not in shapes]
+        if lost:
+            self._warnings.append(
+                f"{len(lost)} tensors that the directions change are not in the output ({lost[0]}, ...): their layers "
+                "are not among the recipe's"
+            )
+
+    def _files(
+        self,
+        architecture: Architecture,
+        modules: Sequence[Module],
+        plan: MergePlan,
+        vocabulary: Vocabulary | None,
+    ) -> OutputFiles:
+        untied = self._is_untied(plan) and not self._request.numerics.mergekit_bugs
+        if untied and self._donor.checkpoint.tied:
+            self._warnings.append(
+                "an output embedding is written, and config.json of the output says so (tie_word_embeddings: false): one "
+                "of the inputs has its own, and mergekit would leave it out of use"
+            )
+        template = chat_template_text(self._recipe.chat_template, [model.checkpoint.path for model in self._inputs])
+        return OutputFiles(
+            donor=self._donor.checkpoint.path,
+            config=self._output_config(architecture, modules, vocabulary, untied) if self._donor.config else None,
+            vocabulary=vocabulary,
+            chat_template=template,
+            trust_remote_code=self._request.leave.trust_remote_code,
+        )
+
+    def _is_untied(self, plan: MergePlan) -> bool:
+        """Whether an output embedding is written though the donor stores none of its own."""
+        tied, stored = self._donor.checkpoint.tied, self._donor.checkpoint.specs
+        written = {tensor.spec.name for tensor in plan.tensors}
+        parted = self._donor.adapter is not None and bool(self._donor.adapter.tying.untied)
+        return parted or any(out in written and out not in stored for out in tied)
+
+
+def _has_key(values: Any, key: str) -> bool:  # noqa: ANN401 - JSON values
+    """Whether `key` is one of any mapping in `values`."""
+    if isinstance(values, Mapping):
+        return key in values or any(_has_key(item, key) for item in values.values())
+    return isinstance(values, list) and any(_has_key(item, key) for item in values)
+
+
+def _moves_rows(vocabulary: Vocabulary, model: str) -> bool:
+    """Whether a row of `model` lies elsewhere in the output, or some other row in its place."""
+    rows = vocabulary.permutations[model]
+    return not np.array_equal(rows, np.arange(len(rows)))

@@ -1,0 +1,255 @@
+"""The output's tensors one by one: which tensor of each source goes into it, and where it stands in its slice.
+
+    before the layers    from the sources of the first slice, at t = 0
+    layer i of a slice   layer `layer_range[0] + i` of each source, at t = i / (n - 1) of the slice's n layers (1 if n = 1)
+    after the layers     from the sources of the last slice, at t = 0
+
+so that gradients never reach the final norm and the output embedding, as in mergekit. Where the last slice has more
+sources than the first, mergekit leaves the surplus out of what comes after the layers; here it takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from wsmerge.core.tensors import DeltaSource
+from wsmerge.engine.architecture import Architecture, ModuleArchitecture, Weight
+from wsmerge.engine.merging.models import Model, Models
+from wsmerge.errors import CheckpointError, Problems, RecipeError
+from wsmerge.recipe.merging import InputModel, InputSlice, ModelReference, OutputModule, OutputSlice, Parameters
+from wsmerge.recipe.schema import Recipe
+
+__all__ = ["Module", "Site", "Slice", "SliceSource", "SourceTensor", "modules_of", "sites_of_output"]
+
+
+@dataclass(frozen=True, slots=True)
+class SliceSource:
+    """One source of a slice: a model, or a direction over the slice's base.
+
+    Attributes:
+        model: the model; of a direction, the base that it is added to.
+        is_base: whether deltas are taken from it.
+        direction: the direction that stands in the model's place.
+        layers: its first layer, and the one after its last.
+        parameters: settings for this source alone.
+    """
+
+    model: Model
+    is_base: bool
+    direction: DeltaSource | None
+    layers: tuple[int, int]
+    parameters: Parameters | None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Consecutive layers of the output. `has_base` tells whether a base is configured, be it among the sources or not."""
+
+    sources: tuple[SliceSource, ...]
+    parameters: Parameters | None
+    has_base: bool
+
+    @property
+    def length(self) -> int:
+        """Number of layers that it gives."""
+        first, end = self.sources[0].layers
+        return end - first
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One module of the output."""
+
+    name: str
+    architecture: ModuleArchitecture
+    slices: tuple[Slice, ...]
+    parameters: Parameters | None
+
+    @property
+    def length(self) -> int:
+        """Number of layers of the output's module."""
+        return sum(part.length for part in self.slices)
+
+    @property
+    def source_layers(self) -> tuple[int, ...]:
+        """For each layer of the output, the layer of its slice's first source."""
+        return tuple(layer for part in self.slices for layer in range(*part.sources[0].layers))
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """A source, and the weight of it that takes part."""
+
+    source: SliceSource
+    weight: Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One tensor of the output, if its sources have it.
+
+    Attributes:
+        weight: what the output calls it.
+        inputs: in the order of the slice's sources.
+        t: where in its slice it stands, for gradients.
+        scopes: settings of the slice, the module and the recipe, those that go first first.
+        has_base: whether a base is configured.
+    """
+
+    weight: Weight
+    inputs: tuple[SourceTensor, ...]
+    t: float
+    scopes: tuple[Parameters | None, ...]
+    has_base: bool
+
+
+def modules_of(
+    recipe: Recipe, architecture: Architecture, models: Models, directions: Mapping[str, DeltaSource]
+) -> tuple[Module, ...]:
+    """The modules of the output with their slices; `models` becomes one slice over all layers.
+
+    Raises:
+        RecipeError: slices of an architecture with several modules, unknown modules, models of different depth.
+        CheckpointError: layers that a model does not have.
+    """
+    builder = _Builder(recipe, models, directions)
+    problems = Problems()
+    found = [
+        builder.module(name, architecture.modules[name], part, problems)
+        for name, part in _parts(recipe, architecture).items()
+    ]
+    problems.raise_if_any(
+        CheckpointError, "the recipe's layers are not those of its models", hint="layer_range is [first, end)"
+    )
+    return tuple(found)
+
+
+def sites_of_output(
+    modules: Sequence[Module], config: Mapping[str, Any], parameters: Parameters | None, *, mergekit_bugs: bool = False
+) -> Iterator[Site]:
+    """Every tensor of the output, module by module, from first to last; `config` is the output's.
+
+    With `mergekit_bugs`, what comes after the layers has no more sources than the first slice.
+    """
+    for module in modules:
+        yield from _edge(module, module.slices[0], module.architecture.pre(config), parameters)
+        layer = 0
+        for part in module.slices:
+            for index in range(part.length):
+                yield from _layer(module, part, index, module.architecture.layer(config, layer), parameters)
+                layer += 1
+        last = module.slices[-1]
+        if mergekit_bugs:
+            last = replace(last, sources=last.sources[: len(module.slices[0].sources)])
+        yield from _edge(module, last, module.architecture.post(config), parameters)
+
+
+def _edge(module: Module, part: Slice, weights: Sequence[Weight], parameters: Parameters | None) -> Iterator[Site]:
+    scopes = (part.parameters, module.parameters, parameters)
+    for weight in weights:
+        inputs = tuple(SourceTensor(source, weight) for source in part.sources)
+        yield Site(weight, inputs, 0.0, scopes, part.has_base)
+
+
+def _layer(
+    module: Module, part: Slice, index: int, weights: Sequence[Weight], parameters: Parameters | None
+) -> Iterator[Site]:
+    t = index / (part.length - 1) if part.length > 1 else 1.0
+    scopes = (part.parameters, module.parameters, parameters)
+    theirs = [module.architecture.layer(source.model.config, source.layers[0] + index) for source in part.sources]
+    for position, weight in enumerate(weights):
+        inputs = tuple(
+            SourceTensor(source, layer[position]) for source, layer in zip(part.sources, theirs, strict=True)
+        )
+        yield Site(weight, inputs, t, scopes, part.has_base)
+
+
+def _parts(recipe: Recipe, architecture: Architecture) -> Mapping[str, OutputModule]:
+    names = list(architecture.modules)
+    if recipe.models:
+        return {name: OutputModule(models=recipe.models) for name in names}
+    if recipe.slices:
+        if len(names) != 1:
+            raise RecipeError(
+                f"{architecture.name} has several modules ({', '.join(names)}), and slices do not say which they mean",
+                where="slices",
+                hint="give the slices under modules, for each module by its name",
+            )
+        return {names[0]: OutputModule(slices=recipe.slices)}
+    given = recipe.modules or {}
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise RecipeError(
+            f"{architecture.name} has no module {', '.join(unknown)}",
+            where="modules",
+            hint=f"its modules are {', '.join(names)}",
+        )
+    return given
+
+
+class _Builder:
+    """Turns the recipe's modules into ours."""
+
+    def __init__(self, recipe: Recipe, models: Models, directions: Mapping[str, DeltaSource]) -> None:
+        self._recipe = recipe
+        self._models = models
+        self._directions = directions
+
+    def module(self, name: str, architecture: ModuleArchitecture, part: OutputModule, problems: Problems) -> Module:
+        slices = part.slices or (self._whole(architecture, part.models or ()),)
+        built = tuple(self._slice(item) for item in slices)
+        for number, item in enumerate(built):
+            _check_layers(f"{name}: slices[{number}]", item, architecture, problems)
+        return Module(name, architecture, built, part.parameters)
+
+    def _whole(self, architecture: ModuleArchitecture, models: Sequence[InputModel]) -> OutputSlice:
+        """One slice over all layers; a base that is not among the models becomes the last source."""
+        base = self._recipe.base_model
+        entries = list(models)
+        if base is not None and all(entry.model != base for entry in entries):
+            entries.append(InputModel(model=base))
+        sources = tuple(
+            InputSlice(
+                model=entry.model,
+                direction=entry.direction,
+                layer_range=(0, architecture.num_layers(self._model(entry.model, base).config)),
+                parameters=entry.parameters,
+            )
+            for entry in entries
+        )
+        return OutputSlice(sources=sources)
+
+    def _slice(self, part: OutputSlice) -> Slice:
+        base = part.base_model or self._recipe.base_model
+        sources = tuple(self._source(item, base) for item in part.sources)
+        return Slice(sources, part.parameters, base is not None)
+
+    def _source(self, item: InputSlice, base: ModelReference | None) -> SliceSource:
+        direction = self._directions[item.direction] if item.direction is not None else None
+        return SliceSource(
+            model=self._model(item.model, base),
+            is_base=item.model is not None and item.model == base,
+            direction=direction,
+            layers=item.layer_range,
+            parameters=item.parameters,
+        )
+
+    def _model(self, reference: ModelReference | None, base: ModelReference | None) -> Model:
+        if reference is None and base is None:
+            raise RecipeError(
+                "a direction stands for a model only over a base", where="direction", hint="add base_model"
+            )
+        return self._models.open(reference or base)  # type: ignore[arg-type]  # one of them is there
+
+
+def _check_layers(where: str, part: Slice, architecture: ModuleArchitecture, problems: Problems) -> None:
+    for source in part.sources:
+        first, end = source.layers
+        count = architecture.num_layers(source.model.config)
+        if not 0 <= first <= end <= count:
+            problems.add(f"{where}: [{first}, {end}) of {source.model.label}, which has {count} layers")
+    if len({source.layers[1] - source.layers[0] for source in part.sources}) > 1:
+        told = ", ".join(f"[{source.layers[0]}, {source.layers[1]}) of {source.model.label}" for source in part.sources)
+        problems.add(f"{where}: the sources have different numbers of layers: {told}")
