@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from numpy.typing import NDArray
 
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.digest import structure_digest
-from wsmerge.core.dtypes import BF16
+from wsmerge.core.dtypes import BF16, F32, from_float32, to_float32
 from wsmerge.core.tensor_file import encode_header
 from wsmerge.core.tensors import BaseIdentity, TensorSpec
 from wsmerge.registry import About, write_direction
 
-__all__ = ["SIZES", "make_checkpoint", "make_direction"]
+__all__ = ["SIZES", "make_adapter", "make_checkpoint", "make_direction", "make_fine_tune"]
 
 # hidden, layers, inner, vocabulary; tied embeddings
 SIZES: Mapping[str, tuple[int, int, int, int]] = {
@@ -68,6 +69,43 @@ def make_checkpoint(folder: Path, size: str, *, seed: int = 0) -> Path:
         "dtype": "bfloat16",
     }
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def make_fine_tune(base: Path, folder: Path, *, seed: int = 1, scale: float = 0.002) -> Path:
+    """The checkpoint `base` of `make_checkpoint` plus normal noise of standard deviation `scale`, in bfloat16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(base / "config.json", folder / "config.json")
+    noise = np.random.default_rng(seed).standard_normal(1 << 20).astype(np.float32) * np.float32(scale)
+    with (base / "model.safetensors").open("rb") as source, (folder / "model.safetensors").open("wb") as file:
+        length = source.read(8)
+        file.write(length + source.read(int.from_bytes(length, "little")))
+        block = 0
+        while data := source.read(noise.nbytes // 2):
+            block += 1
+            bits = np.frombuffer(data, np.uint16)
+            file.write(from_float32(to_float32(bits, BF16) + np.roll(noise, 7919 * block)[: bits.size], BF16).tobytes())
+    return folder
+
+
+def make_adapter(folder: Path, size: str, *, rank: int = 32, seed: int = 1) -> Path:
+    """A PEFT LoRA adapter over all linear layers of a checkpoint of `size`, in float32."""
+    direction = _RandomDirection(size, rank, seed)
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for name in direction.shapes:
+        factors = direction.low_rank(name)
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors |= {f"{module}.lora_A.weight": factors.a, f"{module}.lora_B.weight": factors.b}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "adapter_model.safetensors").open("wb") as file:
+        file.write(
+            encode_header([TensorSpec(name, F32, item.shape) for name, item in tensors.items()], {"format": "pt"})
+        )
+        for item in tensors.values():
+            file.write(np.ascontiguousarray(item).tobytes())
+    modules = sorted({name.split(".")[-2] for name in direction.shapes})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": modules}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
