@@ -2,15 +2,23 @@
 
 A reference names a direction: `name`, `name@1.2.0`, `name@alias`, `name@sha256:HEX`, or a path (`./folder`). References
 are looked up in `store`, by default the user's own (`WSMERGE_HOME`, else the user's data folder).
+
+Each name is loaded when it is first used: a merge without directions needs no registry.
 """
 
-from wsmerge.api.chain import merge
-from wsmerge.api.directions import Details, compose, extract, open_direction, publish
-from wsmerge.api.export import ExportReport, export_mergekit, export_peft
-from wsmerge.api.linting import lint
-from wsmerge.api.recipes import RecipePlan, check_out, plan
-from wsmerge.api.settings import Settings
-from wsmerge.api.steering import steer
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsmerge.api.chain import merge
+    from wsmerge.api.directions import Details, compose, extract, open_direction, publish
+    from wsmerge.api.export import ExportReport, export_mergekit, export_peft
+    from wsmerge.api.linting import lint
+    from wsmerge.api.recipes import RecipePlan, check_out, plan
+    from wsmerge.api.settings import Settings
+    from wsmerge.api.steering import steer
 
 __all__ = [
     "Details",
@@ -29,3 +37,26 @@ __all__ = [
     "publish",
     "steer",
 ]
+
+_HOMES = {
+    "ExportReport": "export",
+    "RecipePlan": "recipes",
+    "Settings": "settings",
+    "check_out": "recipes",
+    "export_mergekit": "export",
+    "export_peft": "export",
+    "lint": "linting",
+    "merge": "chain",
+    "plan": "recipes",
+    "steer": "steering",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"wsmerge.api.{_HOMES.get(name, 'directions')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

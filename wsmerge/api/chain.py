@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsmerge.api.findings import refuse_findings
 from wsmerge.api.recipes import RecipePlan, check_out, merge_planned, plan
@@ -31,7 +32,9 @@ from wsmerge.errors import UsageError
 from wsmerge.recipe import LoadedRecipe, ordered
 from wsmerge.recipe.chain import model_references
 from wsmerge.recipe.methods import METHODS
-from wsmerge.registry import Store
+
+if TYPE_CHECKING:
+    from wsmerge.registry import Store
 
 __all__ = ["merge"]
 
@@ -77,7 +80,7 @@ def merge(
     if len(recipes) == 1:
         with plan(recipes[0], store=store, settings=settings) as planned:
             return merge_planned(planned, out, overwrite=overwrite, progress=progress)
-    run = _Chain(store or Store(), settings, progress)
+    run = _Chain(store, settings, progress)
     for one in recipes:
         refuse_findings(one, strict=settings.strict)  # before the work of the first merge, not after it
     with _folder(intermediates, Path(out), [one.name for one in recipes if one.name]) as folder:
@@ -87,7 +90,7 @@ def merge(
 class _Chain:
     """The merges of one file in progress."""
 
-    def __init__(self, store: Store, settings: Settings, progress: Progress | None) -> None:
+    def __init__(self, store: Store | None, settings: Settings, progress: Progress | None) -> None:
         self._store = store
         self._settings = settings
         self._progress = progress

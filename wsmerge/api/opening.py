@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from wsmerge.engine.merging.models import Models
 from wsmerge.engine.merging.references import inline_directions, input_references
 from wsmerge.errors import WsmergeError
 from wsmerge.recipe import LoadedRecipe
-from wsmerge.registry import Direction, Store, open_reference
+
+if TYPE_CHECKING:
+    from wsmerge.registry import Direction, Store
 
 __all__ = ["OpenedDirections", "open_directions", "open_inputs"]
 
@@ -32,7 +35,7 @@ class OpenedDirections:
         return (*self.added, *self.inline.values())
 
 
-def open_inputs(loaded: LoadedRecipe, models: Models, store: Store, opened: ExitStack) -> OpenedDirections:
+def open_inputs(loaded: LoadedRecipe, models: Models, store: Store | None, opened: ExitStack) -> OpenedDirections:
     """Open every model of a recipe in `models`, and its directions; `opened` closes these.
 
     Raises:
@@ -51,19 +54,24 @@ def open_inputs(loaded: LoadedRecipe, models: Models, store: Store, opened: Exit
 
 
 def open_directions(
-    loaded: LoadedRecipe, store: Store, opened: ExitStack, failures: list[tuple[str, WsmergeError]]
+    loaded: LoadedRecipe, store: Store | None, opened: ExitStack, failures: list[tuple[str, WsmergeError]]
 ) -> OpenedDirections:
     """Open the directions of a recipe; what fails is added to `failures` with its place."""
     found = OpenedDirections()
+    if not loaded.recipe.directions and not any(True for _ in inline_directions(loaded.recipe)):
+        return found
+    from wsmerge.registry import Store, open_reference  # noqa: PLC0415 - most merges have no directions
+
+    shelf = store or Store()
     for number, entry in enumerate(loaded.recipe.directions):
         try:
-            found.added.append(opened.enter_context(open_reference(entry.direction, store)))
+            found.added.append(opened.enter_context(open_reference(entry.direction, shelf)))
         except WsmergeError as error:
             failures.append((loaded.where("directions", number, "direction"), error))
     for keys, reference in inline_directions(loaded.recipe):
         try:
             if reference not in found.inline:
-                found.inline[reference] = opened.enter_context(open_reference(reference, store))
+                found.inline[reference] = opened.enter_context(open_reference(reference, shelf))
         except WsmergeError as error:
             failures.append((loaded.where(*keys), error))
     return found

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.locate import model_name, path_label
 from wsmerge.engine.plan import MergePlan
 from wsmerge.recipe import LoadedRecipe
-from wsmerge.registry import Direction
+
+if TYPE_CHECKING:
+    from wsmerge.registry import Direction
 
 __all__ = ["published_lines", "published_recipe"]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsmerge.api.findings import refuse_findings
 from wsmerge.api.opening import OpenedDirections, open_inputs
@@ -24,7 +25,9 @@ from wsmerge.engine.plan import MergePlan, PlannedDirection, plan_steering
 from wsmerge.engine.sidecars import OutputFiles
 from wsmerge.errors import RecipeError
 from wsmerge.recipe import Coefficients, LoadedRecipe, Recipe, parse_recipe, recipe_coefficients
-from wsmerge.registry import Direction, Store
+
+if TYPE_CHECKING:
+    from wsmerge.registry import Direction, Store
 
 __all__ = ["RecipePlan", "check_out", "merge_planned", "plan"]
 
@@ -80,7 +83,7 @@ def plan(recipe: RecipeLike, *, store: Store | None = None, settings: Settings |
                 mergekit_bugs=settings.numerics.mergekit_bugs,
             )
         )
-        directions = open_inputs(loaded, models, store or Store(), opened)
+        directions = open_inputs(loaded, models, store, opened)
         planned, coefficients = _planned(loaded, models, directions, settings)
         if settings.strict and planned.warnings:
             raise RecipeError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsmerge.recipe import Coefficients
-from wsmerge.registry import Direction, Store, open_reference
+
+if TYPE_CHECKING:
+    from wsmerge.registry import Direction, Store
 
 __all__ = ["WeightLike", "ks_of", "opened", "reference_text"]
 
@@ -24,6 +26,8 @@ def ks_of(coefficients: Coefficients) -> dict[str, float]:
 @contextmanager
 def opened(references: Iterable[str], store: Store) -> Iterator[dict[str, Direction]]:
     """The directions that `references` name, by reference; closed when the block ends."""
+    from wsmerge.registry import open_reference  # noqa: PLC0415 - most merges have no directions
+
     with ExitStack() as stack:
         yield {reference: stack.enter_context(open_reference(reference, store)) for reference in references}
 

@@ -6,11 +6,14 @@ import importlib
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wsmerge.errors import UsageError
+
+if TYPE_CHECKING:
+    from wsmerge.registry import Store
 
 __all__ = [
     "AllowCrimes",
@@ -35,6 +38,7 @@ __all__ = [
     "TrustRemoteCode",
     "load_plugins",
     "parse_size",
+    "store_at",
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -124,6 +128,15 @@ Plugin = Annotated[
 ]
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def store_at(path: Path | None) -> Store | None:
+    """The store that --store names; None for the user's own, which is opened where a direction is looked up."""
+    if path is None:
+        return None
+    from wsmerge.registry import Store
+
+    return Store(path)
 
 
 def parse_size(text: str) -> int:

@@ -33,6 +33,7 @@ from wsmerge.cli.options import (
     TrustRemoteCode,
     load_plugins,
     parse_size,
+    store_at,
 )
 from wsmerge.cli.output import Output
 from wsmerge.cli.startup import hide_scipy_from_numba
@@ -74,7 +75,6 @@ def plan_command(
     Example: wsmerge plan recipe.yml
     """
     from wsmerge import api
-    from wsmerge.registry import Store
 
     load_plugins(plugin)
     settings = settings_from(
@@ -83,7 +83,7 @@ def plan_command(
         Permissions(allow_crimes, truncate_embeddings, trust_remote_code, strict),
         Forms(raw, tensor_union, tensor_intersection),
     )
-    with api.plan(recipe, store=Store(store) if store else None, settings=settings) as planned:
+    with api.plan(recipe, store=store_at(store), settings=settings) as planned:
         _print_plan(Output(as_json=as_json), planned)
 
 
@@ -107,11 +107,10 @@ def lint_command(
     Example: wsmerge lint recipe.yml
     """
     from wsmerge import api
-    from wsmerge.registry import Store
 
     load_plugins(plugin)
     output = Output(as_json=as_json)
-    found = api.lint(recipe, store=Store(store) if store else None)
+    found = api.lint(recipe, store=store_at(store))
     output.data(
         {
             "findings": [
@@ -188,13 +187,12 @@ def merge_command(
     Example: wsmerge merge recipe.yml merged/
     """
     from wsmerge import api
-    from wsmerge.registry import Store
 
     load_plugins(plugin)
     if not plugin:  # a plugin may need all of numba
         hide_scipy_from_numba()
     output = Output(as_json=as_json)
-    shelf = Store(store) if store else None
+    shelf = store_at(store)
     settings = settings_from(
         Cut(parse_size(max_shard_size), block_mib, threads),
         Exactness(precise, mergekit_bugs, mergekit_rng, seed),

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsmerge.engine.methods.machine import LANES, Emit, Loop, Operands, Value, make_loop
+from wsmerge.engine.methods.machine import LANES, Emit, Loop, Operands, Value, made_once, make_loop
 from wsmerge.engine.methods.random import FIRST_FACTOR, GOLDEN, SECOND_FACTOR
 
 __all__ = [
@@ -80,7 +79,7 @@ class DeltaShape:
     scales: bool
 
 
-@cache
+@made_once
 def blend_loop(inputs: int, *, divides: bool) -> Loop:
     """sum_i w_i * x_i / divisor as `delta_loops.blend` has it; terms: one weight an input, then the divisor."""
 
@@ -95,7 +94,7 @@ def blend_loop(inputs: int, *, divides: bool) -> Loop:
     return make_loop(inputs, inputs + 1, 0, body)
 
 
-@cache
+@made_once
 def delta_loop(shape: DeltaShape) -> Loop:
     """Base + lambda * (sum of masked, weighted deltas) / divisor, as `delta_loops` has it.
 
@@ -123,7 +122,7 @@ def delta_loop(shape: DeltaShape) -> Loop:
     return make_loop(shape.inputs, 2 * count + 2, _PER_MASK * count, body)
 
 
-@cache
+@made_once
 def delta_keys_loop(inputs: int, base_at: int) -> Loop:
     """Of each delta narrow(x - base) the 15 bits that order its magnitudes: uint16, deltas x elements.
 
@@ -140,7 +139,7 @@ def delta_keys_loop(inputs: int, base_at: int) -> Loop:
     return make_loop(inputs, 0, 1, body)
 
 
-@cache
+@made_once
 def count_loop() -> Loop:
     """Adds how often each of 2**16 patterns occurs in one row to 4 x 2**16 int64 tables, of which the counts are the sum.
 
@@ -158,7 +157,7 @@ def count_loop() -> Loop:
     return make_loop(1, 0, 0, body, lanes=1)
 
 
-@cache
+@made_once
 def norms_loop(inputs: int, base_at: int, drawn: tuple[bool, ...]) -> Loop:
     """Of each delta with a drawn mask, adds |delta| and |delta * mask| to float64 lanes, element i to lane i % 16.
 

@@ -9,16 +9,20 @@ so the result of an element does not depend on where it stands.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from functools import wraps
+from typing import Any, Final, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LANES", "Emit", "Loop", "Operands", "Value", "make_loop"]
+__all__ = ["LANES", "Emit", "Loop", "Operands", "Value", "made_once", "make_loop"]
 
 LANES: Final = 16
 _ENTRY: Final = "loop"
+
+Arguments = ParamSpec("Arguments")
 
 Value = Any
 """An LLVM value; llvmlite ships no types."""
@@ -155,6 +159,22 @@ class Operands:
 
 Body = Callable[[Emit, Sequence[Value], Value, Operands], None]
 """Emits what is done with elements: (emit, float32 values of each input, index of the first, operands)."""
+
+
+def made_once(make: Callable[Arguments, Loop]) -> Callable[Arguments, Loop]:
+    """Keep what `make` gives for each set of arguments; threads that ask at once wait for one that makes it."""
+    kept: dict[Any, Loop] = {}
+    lock = threading.Lock()
+
+    @wraps(make)
+    def found(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Loop:
+        key = (args, tuple(sorted(kwargs.items())))
+        with lock:
+            if key not in kept:
+                kept[key] = make(*args, **kwargs)
+            return kept[key]
+
+    return found
 
 
 def make_loop(inputs: int, terms: int, numbers: int, body: Body, *, lanes: int = LANES) -> Loop:

@@ -46,6 +46,8 @@ def merge_whole(step: MergeStep) -> memoryview:
     )
     group = TensorGroup(entries=entries, metadata=TensorMetadata(name=step.spec.name))
     method = merge_methods.get(step.method)
+    # BLAS counts threads for each thread that calls it, and its sums depend on how many there are.
+    torch.set_num_threads(torch.get_num_threads())
     with torch.no_grad(), _random_numbers(step):
         try:
             (merged,) = method((group,), parameters=_parameters(step))
