@@ -10,7 +10,7 @@ import pytest
 import wsmerge
 from tests.mergekit.architectures import Architecture
 from tests.mergekit.oracle import assert_same, read_tensors, run_mergekit, same_config, values_of
-from tests.mergekit.running import merge_ours, models_recipe
+from tests.mergekit.running import Source, merge_ours, models_recipe, slices_recipe
 from wsmerge.engine.numerics import Numerics
 
 METHODS = ["dare_linear", "dare_ties", "della_linear", "della"]
@@ -125,11 +125,29 @@ def test_norms_of_a_merge_of_three_lie_where_mergekits_do(models, tmp_path, meth
 
 
 @pytest.mark.parametrize(
-    "architecture", [Architecture("llama", "bf16", sharded=True), Architecture("qwen2", "f16", tied=True)], ids=str
+    "architecture",
+    [
+        Architecture("llama", "bf16", sharded=True),
+        Architecture("qwen2", "f16", tied=True),
+        Architecture("mixtral", "bf16", sharded=True),  # experts, which transformers makes, come first
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_mergekits_own_stream(zoo, tmp_path, method, architecture):
     recipe = three_deltas(method, architecture.models(zoo))
+    merge_ours(recipe, tmp_path / "ours", numerics=Numerics(mergekit_rng=True, seed=7))
+    assert_same(tmp_path / "ours", run_mergekit(recipe, tmp_path / "theirs", random_seed=7))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_mergekits_own_stream_where_layers_go_into_several_of_the_output(zoo, tmp_path, kind):
+    base, one, two, _ = Architecture(kind, "bf16").models(zoo)
+    slices: list[list[tuple[Source, list[int]]]] = [
+        [(base, layers), (one, layers), (two, other)]
+        for layers, other in [([0, 2], [1, 3]), ([1, 3], [0, 2]), ([0, 3], [0, 3]), ([1, 2], [2, 3])]
+    ]
+    recipe = slices_recipe("dare_linear", slices, base=base, parameters={"weight": 0.7, "density": 0.5})
     merge_ours(recipe, tmp_path / "ours", numerics=Numerics(mergekit_rng=True, seed=7))
     assert_same(tmp_path / "ours", run_mergekit(recipe, tmp_path / "theirs", random_seed=7))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,6 +147,33 @@ def test_a_refusal_names_tensor_and_method():
     with pytest.raises(CheckpointError, match="mergekit's della refuses it") as caught:
         merge_whole(step_of("della", inputs, F32, each=each, shared=GTA))
     assert caught.value.where == "w"
+
+
+def test_a_failure_inside_mergekit_is_a_refusal():
+    # mergekit takes one number for a row without columns to sort.
+    scalar = stored(1, F32, shape=())
+    step = step_of("della", [scalar, stored(2, F32, shape=())], F32, each={"weight": 1.0, "density": 0.5})
+    with pytest.raises(CheckpointError, match="della"):
+        merge_whole(step)
+
+
+def test_sums_are_those_of_the_threads_that_torch_was_given(monkeypatch):
+    # In a thread of its own, BLAS would sum with as many threads as there are cores.
+    def products(groups, **_):
+        (group,) = groups
+        one, other = (tensor.flatten() for tensor in group.tensors)
+        return [torch.stack([torch.dot(one[:size], other[:size]) for size in range(20_000, one.numel(), 100)])]
+
+    monkeypatch.setattr(merge_methods, "get", lambda _name: products)
+    step = step_of("products", [stored(seed, F32, shape=(300, 90)) for seed in range(2)], F32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        wanted = bytes(merge_whole(step))
+        with ThreadPoolExecutor(1) as pool:
+            assert bytes(pool.submit(merge_whole, step).result()) == wanted
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_tensor_without_elements():
