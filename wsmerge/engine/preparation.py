@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -61,6 +62,8 @@ class Preparations:
         self._condition = threading.Condition()
         self._stopped = False
         self._whole_lock = threading.Lock()
+        # In one thread: each thread's allocator keeps what mergekit's kernels let go of.
+        self._whole = ThreadPoolExecutor(1, thread_name_prefix="wsmerge-whole")
         self._draws = Turnstile(0)
 
     def tasks(self, blocks: Sequence[Block]) -> Iterator[Task]:
@@ -86,7 +89,7 @@ class Preparations:
             elif method is not None:
                 prepared = Prepared(method, method.prepare(step, StepChunks(reader, bits, step)), None)
             else:
-                prepared = Prepared(None, None, merge_whole(step))
+                prepared = Prepared(None, None, self._whole.submit(merge_whole, step).result())
         with self._condition:
             if self._uses[task.tensor]:
                 self._ready[task.tensor] = prepared
@@ -117,6 +120,10 @@ class Preparations:
         with self._condition:
             self._stopped = True
             self._condition.notify_all()
+
+    def close(self) -> None:
+        """End the thread of whole tensors; after the run."""
+        self._whole.shutdown()
 
     @contextmanager
     def _turn(self, task: Prepare) -> Iterator[None]:

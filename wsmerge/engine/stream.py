@@ -257,7 +257,10 @@ class _Run:
                     self._one_block(worker, task, report)
 
         next(done)
-        self._on_threads(work, min(self._plan.options.worker_count, len(blocks)))
+        try:
+            self._on_threads(work, min(self._plan.options.worker_count, len(blocks)))
+        finally:
+            self._preparations.close()
 
     def _one_block(self, worker: _Worker, block: Block, report: Callable[[], None]) -> None:
         view, inputs, moments = worker.fill(block)

@@ -367,7 +367,8 @@ def test_vocabularies_that_differ_say_what_to_add(models, tmp_path):
         merge(tmp_path / "out", recipe_of("task_arithmetic", models[0], other))
     assert "tokenizer" in str(caught.value.hint)
     leave = wsmerge.Leave(truncate_vocabulary=True)
-    merge(tmp_path / "out", recipe_of("task_arithmetic", models[0], other), leave=leave)
+    report = merge(tmp_path / "out", recipe_of("task_arithmetic", models[0], other), leave=leave)
+    assert any("embed_tokens" in line and "cut to 40" in line for line in report.warnings)
     assert values(tmp_path / "out")["model.embed_tokens.weight"].shape == (40, 16)
 
 

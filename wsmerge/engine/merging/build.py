@@ -190,7 +190,7 @@ class _Planning:
             self._warnings += vocabulary.notes
             return aligning(vocabulary, self._dtype, precise=self._request.numerics.precise)
         if self._request.leave.truncate_vocabulary:
-            return truncating
+            return truncating(self._warnings)
         return None
 
     @property

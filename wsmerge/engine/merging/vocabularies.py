@@ -61,11 +61,24 @@ def aligning(vocabulary: Vocabulary, dtype: DType | None, *, precise: bool) -> A
     return align
 
 
-def truncating(
-    tensors: Sequence[TensorInput], _models: Sequence[Model], weight: Weight, _roles: Sequence[Role]
-) -> list[TensorInput]:
-    """Cuts tensors along the vocabulary to the rows that all have, as mergekit's `--unsafe-truncate-embeddings`."""
-    return truncated_inputs(tensors, weight.vocabulary_axis or 0)
+def truncating(warnings: list[str]) -> Aligned:
+    """Cuts tensors along the vocabulary to the rows that all have, as mergekit's `--unsafe-truncate-embeddings`.
+
+    What is cut is told in `warnings`.
+    """
+
+    def truncate(
+        tensors: Sequence[TensorInput], _models: Sequence[Model], weight: Weight, _roles: Sequence[Role]
+    ) -> list[TensorInput]:
+        axis = weight.vocabulary_axis or 0
+        found = truncated_inputs(tensors, axis)
+        sizes = [tensor.spec.shape[axis] for tensor in tensors]
+        if len(set(sizes)) > 1:
+            told = ", ".join(map(str, sizes))
+            warnings.append(f"{weight.name}: {told} rows are cut to {min(sizes)}, as if equal ids were equal tokens")
+        return found
+
+    return truncate
 
 
 def vocabulary_digest(vocabulary: Vocabulary) -> str:
