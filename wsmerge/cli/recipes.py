@@ -36,7 +36,7 @@ from wsmerge.cli.options import (
     store_at,
 )
 from wsmerge.cli.output import Output
-from wsmerge.cli.startup import hide_scipy_from_numba
+from wsmerge.cli.startup import hide_scipy_from_numba, loading
 
 if TYPE_CHECKING:
     from wsmerge.api import RecipePlan
@@ -193,19 +193,21 @@ def merge_command(
         hide_scipy_from_numba()
     output = Output(as_json=as_json)
     shelf = store_at(store)
-    settings = settings_from(
-        Cut(parse_size(max_shard_size), block_mib, threads),
-        Exactness(precise, mergekit_bugs, mergekit_rng, seed),
-        Permissions(allow_crimes, truncate_embeddings, trust_remote_code, strict),
-        Forms(raw, tensor_union, tensor_intersection),
-    )
+    with loading():
+        settings = settings_from(
+            Cut(parse_size(max_shard_size), block_mib, threads),
+            Exactness(precise, mergekit_bugs, mergekit_rng, seed),
+            Permissions(allow_crimes, truncate_embeddings, trust_remote_code, strict),
+            Forms(raw, tensor_union, tensor_intersection),
+        )
+        merge = api.merge
     if dry_run:
         with api.plan(recipe, store=shelf, settings=settings) as planned:
             api.check_out(planned, out, overwrite=overwrite)
             _print_plan(output, planned)
         return
     with output.progress(f"merging into {out}") as progress:
-        report = api.merge(
+        report = merge(
             recipe,
             out,
             overwrite=overwrite,

@@ -7,13 +7,15 @@ else finds scipy as always, and the library leaves numba as it is.
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ["hide_scipy_from_numba"]
+__all__ = ["hide_scipy_from_numba", "loading"]
 
 _HIDDEN = "scipy.linalg"
 _ASKING = "numba.np.linalg"
@@ -38,6 +40,16 @@ def hide_scipy_from_numba() -> None:
     """From now on numba finds no scipy in this process."""
     if not any(isinstance(finder, _Hidden) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Hidden())
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Modules are loaded here: what they make stays, so nobody looks for garbage among it meanwhile."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _asking_module() -> str:

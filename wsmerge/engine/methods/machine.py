@@ -114,13 +114,14 @@ class Emit:
         return self.build.bitcast(word, self.type("f32"))
 
     def rounded(self, value: Value) -> Value:
-        """The words whose upper halves are `value` rounded to bfloat16, to nearest even; NaN stays NaN."""
+        """The words whose upper halves are `value` rounded to bfloat16, to nearest even.
+
+        NaN stays NaN without being looked for: here it comes of bfloat16 values, or is the processor's own, so its lower
+        half is zero, and what is added to that carries nowhere.
+        """
         bits = self.build.bitcast(value, self.type("i32"))
         lowest = self.build.and_(self.build.lshr(bits, self.constant("i32", 16)), self.constant("i32", 1))
-        near = self.build.add(self.build.add(bits, self.constant("i32", 0x7FFF)), lowest)
-        # The carry could make an infinity of a NaN.
-        quiet = self.build.or_(bits, self.constant("i32", 0x400000))
-        return self.build.select(self.build.fcmp_unordered("uno", value, value), quiet, near)
+        return self.build.add(self.build.add(bits, self.constant("i32", 0x7FFF)), lowest)
 
     def fma(self, x: Value, y: Value, z: Value) -> Value:
         """X * y + z of float32 values with one rounding."""
