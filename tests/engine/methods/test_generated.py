@@ -116,3 +116,15 @@ def test_masks_by_rank_need_compute(method):
     native: Any = native_method(step)
     assert hasattr(native, "bits_loop")
     assert native.bits_loop(step, native.prepare(step, Windows(values, 500))) is None
+
+
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs"])
+def test_of_equals_at_the_cut_the_lower_indices_are_kept(method):
+    values = np.zeros((2, SIZE), np.float32)
+    values[1] = 0.5  # every magnitude is the one at the cut
+    case = Case(
+        values, BF16, 0, {"weight": 1.0, "density": 0.5} | ({"gamma": 0.25} if method == "breadcrumbs" else {}), {}
+    )
+    made, computed = both(method, from_float32(values, BF16), case, cuts=(0, 4096, 50_001, SIZE))
+    assert same(made, computed)
+    assert np.count_nonzero(made) == SIZE // 2

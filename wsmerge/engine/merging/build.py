@@ -103,7 +103,7 @@ class _Planning:
         self._conversions = ConversionCache()
         references = [reference for _, reference in input_references(self._recipe)]
         self._inputs = list(dict.fromkeys(request.models.open(reference) for reference in references))
-        self._donor = self._inputs[0] if self._recipe.base_model else self._first_entry()
+        self._donor = self._inputs[0]  # the base, else the first model, where mergekit takes any
         self._method = method_named(self._recipe.merge_method or "")
 
     def run(self) -> PlannedMerge:
@@ -119,10 +119,6 @@ class _Planning:
         plan = self._assemble(steps, vocabulary)
         files = self._files(architecture, modules, plan, vocabulary)
         return PlannedMerge(plan, files, tuple(dict.fromkeys(self._warnings)))
-
-    def _first_entry(self) -> Model:
-        """The first model that is merged; mergekit takes any."""
-        return self._inputs[0]
 
     def _refuse_quantised(self) -> None:
         changed = self._recipe.dtype or self._recipe.out_dtype or _has_key(self._recipe.to_dict(), "scale")
