@@ -11,7 +11,6 @@ import yaml
 
 import wsmerge
 from wsmerge import errors
-from wsmerge.cli import demo, export, lab, recipes, registry  # noqa: F401 - each adds its commands
 from wsmerge.cli.app import app
 from wsmerge.recipe import parse_recipe
 
@@ -105,6 +104,7 @@ def test_codes_are_stable():
         "NotFoundError": ("not-found", 1),
         "ConflictError": ("conflict", 1),
         "VerificationError": ("verification", 3),
+        "HubError": ("hub", 1),
         "OutputError": ("output", 1),
         "MissingDependencyError": ("missing-dependency", 1),
     }

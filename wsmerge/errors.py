@@ -16,6 +16,7 @@
     |   |-- NotFoundError           no such direction, version, alias or digest
     |   |-- ConflictError           the version is taken, by other content
     |   `-- VerificationError       stored bytes are not what their digest says (exit code 3)
+    |-- HubError                    the Hugging Face Hub: not reached, refuses, or answers what cannot be
     |-- OutputError                 the output cannot be written: exists, no room, no permission
     `-- MissingDependencyError      an optional package is needed and not installed
 
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "ConflictError",
     "DirectionError",
+    "HubError",
     "ManifestError",
     "MissingDependencyError",
     "NonFiniteError",
@@ -174,6 +176,12 @@ class VerificationError(StoreError):
 
     code = "verification"
     exit_code = EXIT_VERIFICATION
+
+
+class HubError(WsmergeError):
+    """The Hugging Face Hub cannot be reached, refuses, or answers what cannot be."""
+
+    code = "hub"
 
 
 class OutputError(WsmergeError):

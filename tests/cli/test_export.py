@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import wsmerge.cli.export  # noqa: F401 - adds its commands
 from tests.builders import llama_shapes, make_checkpoint, random_tensors
 from tests.cli.conftest import Done
 from tests.sources import identity, random_direction

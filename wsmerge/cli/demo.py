@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from wsmerge.cli.app import app
 from wsmerge.cli.options import AsJson
 from wsmerge.cli.output import Output
+
+app = typer.Typer()
+
 
 
 @app.command("demo", rich_help_panel="Start here")

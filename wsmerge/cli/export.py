@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wsmerge.cli.app import app
 from wsmerge.cli.options import AsJson, RecipePath, StorePath
 from wsmerge.cli.output import Output
 
 if TYPE_CHECKING:
     from wsmerge.api.export import ExportReport
 
-exports = typer.Typer(no_args_is_help=True, help="Write a recipe for another tool, with its directions as files.")
-app.add_typer(exports, name="export", rich_help_panel="Recipes")
+app = typer.Typer(
+    name="export",
+    no_args_is_help=True,
+    help="Write a recipe for another tool, with its directions as files.",
+)
+app.info.rich_help_panel = "Recipes"
 
 Out = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; it appears whole, or not at all.")]
 
 
-@exports.command("mergekit")
+@app.command("mergekit")
 def mergekit_command(
     recipe: RecipePath,
     out: Out,
@@ -58,7 +61,7 @@ def mergekit_command(
     _print(Output(as_json=as_json), report)
 
 
-@exports.command("peft")
+@app.command("peft")
 def peft_command(recipe: RecipePath, out: Out, store: StorePath = None, as_json: AsJson = False) -> None:
     """Write a base with low-rank directions as one PEFT adapter.
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wsmerge.cli.app import app
 from wsmerge.cli.options import AsJson, StorePath
 from wsmerge.cli.output import Output
 from wsmerge.errors import UsageError
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from wsmerge.registry import Direction
 
 _PANEL = "Directions"
+
+app = typer.Typer()
 
 
 @app.command("extract", rich_help_panel=_PANEL)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsmerge.cli.app import app
 from wsmerge.cli.merging import Cut, Exactness, Forms, Permissions, settings_from
 from wsmerge.cli.options import (
     AllowCrimes,
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
     from wsmerge.recipe import Row
 
 _PANEL = "Recipes"
+
+app = typer.Typer()
 
 
 @app.command("plan", rich_help_panel=_PANEL)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from wsmerge.cli.app import app
 from wsmerge.cli.options import AsJson, StorePath
 from wsmerge.cli.output import Output
 from wsmerge.cli.registry_views import (
@@ -22,6 +21,8 @@ from wsmerge.cli.registry_views import (
 )
 
 _PANEL = "Registry"
+
+app = typer.Typer()
 _EMPTY = "the store is empty: wsmerge publish ./FOLDER puts a direction into it"
 
 ReferenceText = Annotated[str, typer.Argument(help="name, name@1.2.0, name@alias, name@sha256:HEX, or ./folder.")]

@@ -33,7 +33,7 @@ class _Drawn:
     """One delta's mask: its stream, its limit, and the ratio by which the kept elements are multiplied."""
 
     key: np.uint64
-    limit: np.uint64
+    limit: np.uint32
     ratio: float = 1.0
 
     def mask(self, first: int, row: Float32) -> None:
@@ -44,7 +44,7 @@ class _Drawn:
     @property
     def bits_mask(self) -> Mask:
         """The same, as loops on bfloat16 know it."""
-        key, limit = signed(self.key), signed(self.limit)
+        key, limit = signed(self.key), int(self.limit)
         return Mask("drawn", self.ratio, lambda first: (key, limit, first, 0))
 
 
@@ -105,7 +105,7 @@ def _drawn(step: MergeStep, position: int) -> _Drawn | None:
         return None
     rate = density if step.precise else narrowed(work_kind(step), density)
     key = stream_key(step.seed, step.spec.name, position)
-    return _Drawn(np.uint64(key), np.uint64(keep_limit(rate)))
+    return _Drawn(np.uint64(key), np.uint32(keep_limit(rate)))
 
 
 def _match_norms(step: MergeStep, reader: StepReader, drawn: list[_Drawn | None]) -> None:

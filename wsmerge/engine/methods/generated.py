@@ -119,7 +119,7 @@ def delta_loop(shape: DeltaShape) -> Loop:
             total = build.fmul(emit.narrow(total), emit.spread(given.terms[2 * count + 1]))
         _write(emit, emit.encode(build.fadd(base, emit.narrow(total))), index, given)
 
-    return make_loop(shape.inputs, 2 * count + 2, _PER_MASK * count, body)
+    return make_loop(shape.inputs, 2 * count + 2, _PER_MASK * count, body, first_at=_first_at(shape.masks))
 
 
 @made_once
@@ -185,6 +185,11 @@ def _add_magnitude(emit: Emit, value: Value, index: Value, given: Operands, row:
     emit.store(build.fadd(emit.load(pointer, "f64", 8), exact), pointer, "f64", 8)
 
 
+def _first_at(masks: Sequence[MaskKind]) -> int | None:
+    """The number that says which element of the tensor comes first, where random masks count from it."""
+    return _PER_MASK * masks.index("drawn") + 2 if "drawn" in masks else None
+
+
 def _write(emit: Emit, bits: Value, index: Value, given: Operands) -> None:
     half = bits.type.element if emit.lanes > 1 else bits.type
     pointer = emit.build.gep(emit.build.bitcast(given.out, half.as_pointer()), [index])
@@ -246,15 +251,31 @@ def _between(emit: Emit, delta: Value, index: Value, numbers: Sequence[Value]) -
 
 
 def _drawn(emit: Emit, index: Value, numbers: Sequence[Value]) -> Value:
-    """Whether the element's random number lies below the limit; see `random` for the generator."""
+    """Whether the element's random number lies below the limit; see `random` for the generator.
+
+    Several elements at a time begin at an even one, so that their numbers are the halves of whole words.
+    """
+    build = emit.build
+    element = build.add(index, numbers[2])
+    pair = build.lshr(element, index.type(1))
+    if emit.lanes == 1:
+        word = _random_words(emit, pair, numbers[0])
+        shift = build.shl(build.and_(element, index.type(1)), index.type(5))
+        drawn = build.trunc(build.lshr(word, shift), emit.word)
+    else:
+        drawn = build.bitcast(_random_words(emit.halved(), pair, numbers[0]), emit.type("i32"))
+    return build.icmp_unsigned("<", drawn, emit.spread(build.trunc(numbers[1], emit.word)))
+
+
+def _random_words(emit: Emit, first: Value, key: Value) -> Value:
+    """The words `first`, `first + 1`, ... of the stream."""
     build = emit.build
 
     def mixed(value: Value, shift: int) -> Value:
         return build.xor(value, build.lshr(value, emit.constant("i64", shift)))
 
-    element = emit.counted(build.add(build.add(index, numbers[2]), index.type(1)))
-    z = build.add(emit.spread(numbers[0]), build.mul(element, emit.constant("i64", GOLDEN)))
+    number = emit.counted(build.add(first, first.type(1)))
+    z = build.add(emit.spread(key), build.mul(number, emit.constant("i64", GOLDEN)))
     z = build.mul(mixed(z, 30), emit.constant("i64", FIRST_FACTOR))
     z = build.mul(mixed(z, 27), emit.constant("i64", SECOND_FACTOR))
-    drawn = build.lshr(mixed(z, 31), emit.constant("i64", 11))
-    return build.icmp_unsigned("<", drawn, emit.spread(numbers[1]))
+    return mixed(z, 31)

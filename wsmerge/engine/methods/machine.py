@@ -100,6 +100,10 @@ class Emit:
         steps = self._ir.Constant(self.type("i64"), list(range(self.lanes)))
         return self.build.add(self.spread(first), steps)
 
+    def halved(self) -> Emit:
+        """Emits on half as many elements at a time; there must be several."""
+        return Emit(self._ir, self.build, self.lanes // 2)
+
     def load(self, pointer: Value, name: str, align: int) -> Value:
         """The elements at `pointer`, which is one to the scalar type `name`."""
         return self.build.load(self._at(pointer, name), align=align)
@@ -178,10 +182,13 @@ def made_once(make: Callable[Arguments, Loop]) -> Callable[Arguments, Loop]:
     return found
 
 
-def make_loop(inputs: int, terms: int, numbers: int, body: Body, *, lanes: int = LANES) -> Loop:
+def make_loop(
+    inputs: int, terms: int, numbers: int, body: Body, *, lanes: int = LANES, first_at: int | None = None
+) -> Loop:
     """A loop over the elements of `inputs` rows of bfloat16, which is given so many terms and numbers.
 
-    With 1 lane it takes one element at a time throughout.
+    With 1 lane it takes one element at a time throughout. Where number `first_at` says which element of the tensor comes
+    first, an odd first one is taken alone, so that several at a time begin at an even one.
     """
     from llvmlite import ir  # noqa: PLC0415 - needed only where weights are computed
 
@@ -203,9 +210,12 @@ def make_loop(inputs: int, terms: int, numbers: int, body: Body, *, lanes: int =
     def emitted(emit: Emit, x: Sequence[Value], index: Value) -> None:
         body(emit, x, index, operands)
 
-    whole = build.and_(count, size(-lanes))
-    passes = ((lanes, size(0), whole), (1, whole, count))
-    for span in passes if lanes > 1 else [(1, size(0), count)]:
+    zero = size(0)
+    odd = zero if first_at is None else build.and_(operands.numbers[first_at], size(1))
+    lead = build.select(build.icmp_signed("<", odd, count), odd, count)
+    whole = build.add(lead, build.and_(build.sub(count, lead), size(-lanes)))
+    passes = [(1, zero, lead), (lanes, lead, whole), (1, whole, count)] if lanes > 1 else [(1, zero, count)]
+    for span in passes if first_at is not None else passes[-2:]:
         build = _emit_pass(ir, build, span, rows, emitted)
     build.ret_void()
     return Loop(_compiled(str(module)))
@@ -241,13 +251,12 @@ def _compiled(text: str) -> Any:  # noqa: ANN401 - llvmlite ships no types
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
     )
     module = llvm.parse_assembly(text)
     module.triple = llvm.get_process_triple()
     module.data_layout = str(machine.target_data)
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
-    passes.getModulePassManager().run(module, passes)
+    # No passes over the instructions: they are written as they should run, and LLVM's would take longer than they save.
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
     return engine

@@ -1,17 +1,18 @@
 """Random numbers by counter: element i of a stream is computed from i, so that threads, blocks and shards do not matter.
 
     key    = the first 8 bytes, little-endian, of SHA-256 of seed, tensor name and position of the input
-    bits_i = mix(key + (i + 1) * 0x9E3779B97F4A7C15)  modulo 2**64
-    kept_i = (bits_i >> 11) < ceil(p * 2**53)          with probability p
+    word_j = mix(key + (j + 1) * 0x9E3779B97F4A7C15)  modulo 2**64
+    bits_i = the lower 32 bits of word_j for i = 2 j, the upper 32 for i = 2 j + 1
+    kept_i = bits_i < round(p * 2**32)                with probability p
 
-This is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), started at `key`
-and asked for its output number i; `mix` is variant 13 of David Stafford's mixing functions.
+The words are those of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
+started at `key`; `mix` is variant 13 of David Stafford's mixing functions. Two elements share a word, since making one
+takes as long as the merging of an element.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Final
 
 import numpy as np
@@ -23,7 +24,7 @@ GOLDEN: Final = 0x9E3779B97F4A7C15
 FIRST_FACTOR: Final = 0xBF58476D1CE4E5B9
 SECOND_FACTOR: Final = 0x94D049BB133111EB
 
-_STEPS: Final = 1 << 53
+_STEPS: Final = 1 << 32
 
 
 def stream_key(seed: int, name: str, position: int) -> int:
@@ -40,10 +41,10 @@ def stream_key(seed: int, name: str, position: int) -> int:
 
 
 def keep_limit(probability: float) -> int:
-    """The number that the upper 53 bits of a draw stay below with this probability."""
-    return min(max(math.ceil(probability * _STEPS), 0), _STEPS)
+    """The number, of 32 bits, that a draw stays below with this probability (to 2**-32)."""
+    return min(max(round(probability * _STEPS), 0), _STEPS - 1)
 
 
-def keep_limits(probabilities: NDArray[np.float64]) -> NDArray[np.uint64]:
+def keep_limits(probabilities: NDArray[np.float64]) -> NDArray[np.uint32]:
     """`keep_limit` of each probability."""
-    return np.clip(np.ceil(probabilities * _STEPS), 0, _STEPS).astype(np.uint64)
+    return np.clip(np.rint(probabilities * _STEPS), 0, _STEPS - 1).astype(np.uint32)

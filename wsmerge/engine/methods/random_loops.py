@@ -13,7 +13,7 @@ from wsmerge.engine.methods.trimming_loops import key_of
 __all__ = ["draws", "keep_bits", "keep_drawn", "mask_row"]
 
 Float32 = NDArray[np.float32]
-Words = NDArray[np.uint64]
+Draws = NDArray[np.uint32]
 Bits = NDArray[np.uint8]
 Places = NDArray[np.uint32]
 
@@ -22,21 +22,22 @@ _GOLDEN = np.uint64(GOLDEN)
 _FIRST_FACTOR = np.uint64(FIRST_FACTOR)
 _SECOND_FACTOR = np.uint64(SECOND_FACTOR)
 _ONE = np.uint64(1)
-_S11, _S27, _S30, _S31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
+_S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 _DIGIT = 256
 
 
 @compiled
-def draw(key: np.uint64, element: np.uint64) -> np.uint64:
-    """The 64 bits of one element."""
-    z = key + (element + _ONE) * _GOLDEN
+def draw(key: np.uint64, element: np.uint64) -> np.uint32:
+    """The 32 bits of one element."""
+    z = key + ((element >> _ONE) + _ONE) * _GOLDEN
     z = (z ^ (z >> _S30)) * _FIRST_FACTOR
     z = (z ^ (z >> _S27)) * _SECOND_FACTOR
-    return z ^ (z >> _S31)
+    z = z ^ (z >> _S31)
+    return np.uint32(z >> _S32) if element & _ONE else np.uint32(z)
 
 
 @compiled
-def draws(key: np.uint64, first: int, out: Words) -> None:
+def draws(key: np.uint64, first: int, out: Draws) -> None:
     """The bits of the elements `first`, `first + 1`, ..."""
     start = np.uint64(first)
     for i in range(out.size):
@@ -44,12 +45,11 @@ def draws(key: np.uint64, first: int, out: Words) -> None:
 
 
 @compiled
-def keep_drawn(key: np.uint64, limit: np.uint64, first: int, x: Float32) -> None:
+def keep_drawn(key: np.uint64, limit: np.uint32, first: int, x: Float32) -> None:
     """Multiply each element by 1 with the probability that `limit` stands for, else by 0."""
     start = np.uint64(first)
     for i in range(x.size):
-        kept = (draw(key, start + np.uint64(i)) >> _S11) < limit
-        x[i] *= np.float32(1) if kept else np.float32(0)
+        x[i] *= np.float32(1) if draw(key, start + np.uint64(i)) < limit else np.float32(0)
 
 
 @compiled
@@ -61,7 +61,7 @@ def keep_bits(bits: Bits, first: int, x: Float32) -> None:
 
 
 @compiled
-def mask_row(kind: int, first: int, x: Float32, key: np.uint64, limits: Words, places: Places, bits: Bits) -> None:
+def mask_row(kind: int, first: int, x: Float32, key: np.uint64, limits: Draws, places: Places, bits: Bits) -> None:
     """Draw a row's mask: its element of rank r (from 0, by rising magnitude, lower index first) is kept below limits[r].
 
     Args:
@@ -77,7 +77,7 @@ def mask_row(kind: int, first: int, x: Float32, key: np.uint64, limits: Words, p
     start = np.uint64(first)
     for rank in range(x.size):
         place = places[0, rank]
-        kept = (draw(key, start + np.uint64(place)) >> _S11) < limits[rank]
+        kept = draw(key, start + np.uint64(place)) < limits[rank]
         element = first + np.int64(place)
         if kept:
             bits[element >> 3] |= np.uint8(1 << (element & 7))
