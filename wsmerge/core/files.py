@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from wsmerge.core.ranges import RangeFile
 from wsmerge.errors import OutputError
 
 __all__ = ["copy_synced", "create_synced", "file_sha256", "make_folder", "staged_folder", "sync_folder"]
@@ -34,11 +35,14 @@ def create_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def copy_synced(source: Path, target: Path) -> str:
+def copy_synced(source: RangeFile, target: Path) -> str:
     """Copy the bytes of `source` to the new file `target`, sync it, and return their SHA-256."""
     digest = hashlib.sha256()
-    with source.open("rb") as read, target.open("xb") as written:
-        while chunk := read.read(_CHUNK_BYTES):
+    buffer = memoryview(bytearray(min(source.size, _CHUNK_BYTES)))
+    with target.open("xb") as written:
+        for start in range(0, source.size, _CHUNK_BYTES):
+            chunk = buffer[: source.size - start]
+            source.read_into(start, chunk)
             digest.update(chunk)
             written.write(chunk)
         written.flush()

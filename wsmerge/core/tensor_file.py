@@ -11,13 +11,13 @@ trailing bytes, duplicate names, a truncated file.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import DTYPES
+from wsmerge.core.ranges import LocalFile, RangeFile, read_range
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.errors import Problems, TensorFileError
 
@@ -32,27 +32,39 @@ _METADATA_KEY: Final = "__metadata__"
 class TensorFile(Closing):
     """One safetensors file, open for reading; a context manager. Reads are positional, so threads may share it.
 
+    Args:
+        file: a path, or a file that lies elsewhere, which is closed with this one.
+
     Raises:
         TensorFileError: the file is missing, truncated or not well-formed; all problems of its header at once.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, file: Path | RangeFile) -> None:
+        self.file = LocalFile(file) if isinstance(file, Path) else file
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise TensorFileError(f"cannot be opened: {error.strerror}", where=str(path)) from error
-        try:
-            header, self._data_start = _read_header(self._fd, path)
-            self.metadata: Mapping[str, str] = _metadata(header.pop(_METADATA_KEY, None), path)
-            size = os.fstat(self._fd).st_size
-            self.specs, self._begins = _check_entries(header, size - self._data_start, path)
-        except OSError as error:
-            os.close(self._fd)
-            raise TensorFileError(f"cannot be read: {error.strerror}", where=str(path)) from error
+            header, self._data_start = _read_header(self.file)
+            where = self.file.label
+            self.metadata: Mapping[str, str] = _metadata(header.pop(_METADATA_KEY, None), where)
+            self.specs, self._begins = _check_entries(header, self.file.size - self._data_start, where)
         except BaseException:
-            os.close(self._fd)
+            self.file.close()
             raise
+
+    @property
+    def label(self) -> str:
+        """The file's path or address."""
+        return self.file.label
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies on this machine's disks.
+
+        Raises:
+            TensorFileError: it lies elsewhere.
+        """
+        if isinstance(self.file, LocalFile):
+            return self.file.path
+        raise TensorFileError("is not on this machine", where=self.label)
 
     def offset(self, name: str) -> int:
         """Byte of the file at which tensor `name` starts."""
@@ -60,13 +72,7 @@ class TensorFile(Closing):
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes of tensor `name` from its byte `start` on."""
-        position = self.offset(name) + start
-        filled = 0
-        while filled < len(out):
-            count = os.preadv(self._fd, [out[filled:]], position + filled)
-            if count == 0:
-                raise TensorFileError(f"ended while reading {name!r}: it was shortened meanwhile", where=str(self.path))
-            filled += count
+        self.file.read_into(self._data_start + self._begins[name] + start, out)
 
     def read(self, name: str) -> bytearray:
         """All bytes of tensor `name`."""
@@ -76,9 +82,7 @@ class TensorFile(Closing):
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self.file.close()
 
 
 def encode_header(
@@ -103,22 +107,22 @@ def encode_header(
     return (len(text) + padding).to_bytes(_LENGTH_BYTES, "little") + text + b" " * padding
 
 
-def _read_header(fd: int, path: Path) -> tuple[dict[str, Any], int]:
-    size = os.fstat(fd).st_size
-    length = int.from_bytes(os.pread(fd, _LENGTH_BYTES, 0), "little")
+def _read_header(file: RangeFile) -> tuple[dict[str, Any], int]:
+    path, size = file.label, file.size
+    length = int.from_bytes(read_range(file, 0, min(size, _LENGTH_BYTES)), "little")
     if size < _LENGTH_BYTES or length > _MAX_HEADER_BYTES or _LENGTH_BYTES + length > size:
         raise TensorFileError(
             f"not a whole safetensors file: {size} bytes, and its header claims {length}",
-            where=str(path),
+            where=path,
             hint="download or write the file again",
         )
-    text = os.pread(fd, length, _LENGTH_BYTES)
+    text = read_range(file, _LENGTH_BYTES, length)
     try:
         header = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise TensorFileError(f"its header is not valid JSON: {error}", where=str(path)) from error
+        raise TensorFileError(f"its header is not valid JSON: {error}", where=path) from error
     if not isinstance(header, dict) or not text.startswith(b"{"):
-        raise TensorFileError("its header is no JSON object", where=str(path))
+        raise TensorFileError("its header is no JSON object", where=path)
     return header, _LENGTH_BYTES + length
 
 
@@ -131,21 +135,21 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _metadata(value: Any, path: Path) -> dict[str, str]:  # noqa: ANN401 - parsed JSON
+def _metadata(value: Any, path: str) -> dict[str, str]:  # noqa: ANN401 - parsed JSON
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise TensorFileError(f"its {_METADATA_KEY} does not map text to text", where=str(path))
+        raise TensorFileError(f"its {_METADATA_KEY} does not map text to text", where=path)
     return value
 
 
 def _check_entries(
-    header: Mapping[str, Any], data_bytes: int, path: Path
+    header: Mapping[str, Any], data_bytes: int, path: str
 ) -> tuple[dict[str, TensorSpec], dict[str, int]]:
     """Specs and begins in the order of the data, which must be covered without holes or overlaps."""
     problems = Problems()
     entries = [entry for name, value in header.items() if (entry := _entry(name, value, problems))]
-    problems.raise_if_any(TensorFileError, "its header is not well-formed", where=str(path))
+    problems.raise_if_any(TensorFileError, "its header is not well-formed", where=path)
     entries.sort(key=lambda entry: entry[1:])
     covered = 0
     for spec, begin, end in entries:
@@ -160,7 +164,7 @@ def _check_entries(
         state = "truncated" if data_bytes < covered else "longer than its header says"
         problems.add(f"the file is {state}: {data_bytes} bytes of data, {covered} expected")
     problems.raise_if_any(
-        TensorFileError, "not a whole safetensors file", where=str(path), hint="download or write the file again"
+        TensorFileError, "not a whole safetensors file", where=path, hint="download or write the file again"
     )
     return {spec.name: spec for spec, _, _ in entries}, {spec.name: begin for spec, begin, _ in entries}
 

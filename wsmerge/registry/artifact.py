@@ -18,7 +18,7 @@ from wsmerge.core.tensors import DeltaSource
 from wsmerge.registry.card import CARD_FILE, META_FILE, render_card, render_meta
 from wsmerge.registry.direction import Direction, open_direction_folder
 from wsmerge.registry.manifest import MANIFEST_FILE, SCHEMA, Manifest
-from wsmerge.registry.payload_writer import MAX_SHARD_BYTES, write_payload
+from wsmerge.registry.payloads import MAX_SHARD_BYTES, write_payload
 from wsmerge.registry.records import BaseRecord, DatasetRecord, Kind, Layout, ParentRecord, PoleRecord, TensorRecord
 from wsmerge.registry.references import check_name
 from wsmerge.registry.versions import Version

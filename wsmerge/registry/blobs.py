@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from wsmerge.core.files import copy_synced, create_synced, file_sha256, make_folder, sync_folder
+from wsmerge.registry.files import ArtifactFiles
 from wsmerge.registry.paths import StorePaths
 
 __all__ = ["place_bytes", "place_file"]
@@ -20,9 +21,14 @@ _READ_ONLY: Final = 0o444
 _NO_LINKS: Final = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
 
-def place_file(paths: StorePaths, source: Path, target: Path) -> None:
-    """Make the new file `target` with the bytes of `source`, shared with every file of the store that has them."""
-    digest = copy_synced(source, target)
+def place_file(paths: StorePaths, files: ArtifactFiles, name: str, target: Path) -> None:
+    """Make the new file `target` with the bytes of file `name`, shared with every file of the store that has them."""
+    make_folder(target.parent)
+    source = files.open(name)
+    try:
+        digest = copy_synced(source, target)
+    finally:
+        source.close()
     target.chmod(_READ_ONLY)
     _share(paths, target, digest)
 

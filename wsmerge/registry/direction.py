@@ -24,15 +24,24 @@ from numpy.typing import NDArray
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import Delta, DenseDelta, LowRankDelta
+from wsmerge.core.ranges import read_range
 from wsmerge.core.tensors import BaseIdentity
-from wsmerge.errors import DirectionError, ManifestError, Problems, VerificationError
+from wsmerge.errors import DirectionError, ManifestError, Problems, TensorFileError, VerificationError
 from wsmerge.registry.card import CARD_FILE, META_FILE
+from wsmerge.registry.files import ArtifactFiles, FolderFiles
 from wsmerge.registry.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from wsmerge.registry.payload import ADAPTER_CONFIG_FILE, Payload, component_key, component_keys, payload_files
-from wsmerge.registry.payload_writer import adapter_config
+from wsmerge.registry.payloads import (
+    ADAPTER_CONFIG_FILE,
+    Payload,
+    adapter_config,
+    component_key,
+    component_keys,
+    open_payload,
+    payload_files,
+)
 from wsmerge.registry.records import TensorRecord
 
-__all__ = ["Direction", "artifact_files", "open_direction_folder", "read_manifest", "verify_direction"]
+__all__ = ["Direction", "artifact_files", "open_direction", "open_direction_folder", "read_manifest", "verify_direction"]
 
 _MAX_MANIFEST_BYTES: Final = 100_000_000
 
@@ -45,20 +54,33 @@ class Direction(Closing):
 
     Attributes:
         label: `name@version`, or `owner/name@version` of what was pulled.
-        path: the artifact folder.
+        files: the files that it is made of.
         payload: its arrays.
         manifest: its `direction.json`.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, payload: Payload, *, label: str | None = None) -> None:
-        self.path = path
+    def __init__(
+        self, files: ArtifactFiles, manifest: Manifest, payload: Payload, *, label: str | None = None
+    ) -> None:
+        self.files = files
         self.manifest = manifest
         self.payload = payload
         self.label = label or manifest.label
         self._rows = {row.name: row for row in manifest.tensors}
-        self._reference = label or str(path.absolute())
+        self._reference = label or (str(files.folder.absolute()) if files.folder else files.label)
         self._verified: set[str] = set()
         self._verified_lock = Lock()
+
+    @property
+    def path(self) -> Path:
+        """The artifact folder.
+
+        Raises:
+            DirectionError: the files lie on no disk of this machine.
+        """
+        if self.files.folder is None:
+            raise DirectionError("lies on no disk of this machine", where=self.label, hint="wsmerge pull copies it")
+        return self.files.folder
 
     @cached_property
     def digest(self) -> str:
@@ -114,7 +136,7 @@ class Direction(Closing):
         self.payload.close()
 
     def __repr__(self) -> str:
-        return f"<Direction {self.label} of {len(self._rows)} tensors at {self.path}>"
+        return f"<Direction {self.label} of {len(self._rows)} tensors at {self.files.label}>"
 
     def _row(self, name: str) -> TensorRecord:
         row = self._rows.get(name)
@@ -146,10 +168,19 @@ class Direction(Closing):
 
 
 def open_direction_folder(path: Path, *, label: str | None = None) -> Direction:
-    """Open the artifact in folder `path`, reading headers only. Close it after use.
+    """Open the artifact in folder `path`; see `open_direction`.
+
+    Raises:
+        DirectionError: also that the folder holds no artifact.
+    """
+    return open_direction(FolderFiles(path), label=label)
+
+
+def open_direction(files: ArtifactFiles, *, label: str | None = None) -> Direction:
+    """Open an artifact wherever it lies, reading headers only. Close it after use.
 
     Args:
-        path: the artifact folder.
+        files: what it is made of.
         label: how messages name it, where not as the manifest does.
 
     Raises:
@@ -157,40 +188,59 @@ def open_direction_folder(path: Path, *, label: str | None = None) -> Direction:
         ManifestError: a bad `direction.json`.
         TensorFileError: a broken payload.
     """
-    manifest = read_manifest(path)
-    payload = Payload(path)
+    manifest = read_manifest(files)
+    payload = open_payload(files)
     try:
         _check_agreement(manifest, payload)
     except BaseException:
         payload.close()
         raise
-    return Direction(path, manifest, payload, label=label)
+    return Direction(files, manifest, payload, label=label)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the artifact in `folder`; the payload is not looked at.
+def read_manifest(files: ArtifactFiles | Path) -> Manifest:
+    """The manifest of an artifact, or of the one in a folder; the payload is not looked at.
 
     Raises:
-        DirectionError: the folder holds no manifest.
+        DirectionError: there is no manifest.
         ManifestError: a bad one.
     """
-    file = folder / MANIFEST_FILE
+    where = f"{files}/{MANIFEST_FILE}" if isinstance(files, Path) else f"{files.label}/{MANIFEST_FILE}"
+    data = _manifest_of_folder(files) if isinstance(files, Path) else _manifest_of_files(files)
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise ManifestError(
+            f"has more than the {_MAX_MANIFEST_BYTES} bytes that a manifest has at most",
+            where=where,
+            hint="give a folder that wsmerge extract wrote",
+        )
+    return parse_manifest(data, where=where)
+
+
+def _manifest_of_files(files: ArtifactFiles) -> bytes:
+    if files.folder is not None:
+        return _manifest_of_folder(files.folder)
+    if MANIFEST_FILE not in files.names():
+        raise DirectionError(
+            f"is no artifact: it has no {MANIFEST_FILE}", where=files.label, hint="wsmerge push writes one"
+        )
+    file = files.open(MANIFEST_FILE)
     try:
-        size_bytes = file.stat().st_size
-        data = file.read_bytes() if size_bytes <= _MAX_MANIFEST_BYTES else b""
+        return read_range(file, 0, min(file.size, _MAX_MANIFEST_BYTES + 1))
+    finally:
+        file.close()
+
+
+def _manifest_of_folder(folder: Path) -> bytes:
+    try:
+        with (folder / MANIFEST_FILE).open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            return file.read(min(size_bytes, _MAX_MANIFEST_BYTES + 1))
     except OSError as error:
         raise DirectionError(
             f"is no artifact: {MANIFEST_FILE} cannot be read: {error.strerror}",
             where=str(folder),
             hint=_hint_for_no_artifact(folder),
         ) from error
-    if size_bytes > _MAX_MANIFEST_BYTES:
-        raise ManifestError(
-            f"has {size_bytes} bytes, and a manifest {_MAX_MANIFEST_BYTES} at most",
-            where=str(file),
-            hint="give a folder that wsmerge extract wrote",
-        )
-    return parse_manifest(data, where=str(file))
 
 
 def verify_direction(direction: Direction) -> tuple[str, ...]:
@@ -211,19 +261,20 @@ def verify_direction(direction: Direction) -> tuple[str, ...]:
     return problems.lines
 
 
-def artifact_files(folder: Path) -> tuple[str, ...]:
-    """Names of the files that make up the artifact in `folder`; what else lies there is none of it.
+def artifact_files(files: ArtifactFiles) -> tuple[str, ...]:
+    """Names of the files that make up the artifact; what else lies there is none of it.
 
     Raises:
         DirectionError: a file is missing; card and `meta.yaml` may be.
     """
-    described = tuple(name for name in (META_FILE, CARD_FILE) if (folder / name).exists())
-    names = (MANIFEST_FILE, *payload_files(folder), *described)
+    present = files.names()
+    described = tuple(name for name in (META_FILE, CARD_FILE) if name in present)
+    names = (MANIFEST_FILE, *payload_files(files), *described)
     problems = Problems()
     for name in names:
-        if not (folder / name).exists():
+        if name not in present:
             problems.add(f"{name}: missing")
-    problems.raise_if_any(DirectionError, "the artifact is not whole", where=str(folder))
+    problems.raise_if_any(DirectionError, "the artifact is not whole", where=files.label)
     return names
 
 
@@ -253,20 +304,27 @@ def _check_agreement(manifest: Manifest, payload: Payload) -> None:
     problems.raise_if_any(
         DirectionError,
         "payload and manifest do not agree",
-        where=str(payload.folder),
+        where=payload.label,
         hint="copy the artifact again from its source",
     )
 
 
 def _check_adapter_config(direction: Direction, problems: Problems) -> None:
     """The factors alone are not the delta that PEFT applies: its settings scale them and say where they go."""
-    file = direction.path / ADAPTER_CONFIG_FILE
     expected = adapter_config(direction.manifest.tensors, direction.manifest.base)
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+        found = json.loads(_contents(direction.files, ADAPTER_CONFIG_FILE))
+    except (TensorFileError, ValueError) as error:
         problems.add(f"{ADAPTER_CONFIG_FILE}: cannot be read: {error}")
         return
     for key, value in expected.items():
         if not isinstance(found, dict) or found.get(key) != value:
             problems.add(f"{ADAPTER_CONFIG_FILE}: {key} is not what the manifest makes it")
+
+
+def _contents(files: ArtifactFiles, name: str) -> bytes:
+    file = files.open(name)
+    try:
+        return read_range(file, 0, file.size)
+    finally:
+        file.close()

@@ -37,7 +37,7 @@ def fill_version(paths: StorePaths, staged: Path, direction: Direction, manifest
         DirectionError: the artifact is not whole.
     """
     rendered = {MANIFEST_FILE: manifest.canonical_bytes()}
-    present = artifact_files(direction.path)
+    present = artifact_files(direction.files)
     renamed = manifest != direction.manifest
     for file, render in ((META_FILE, render_meta), (CARD_FILE, render_card)):
         if renamed or file not in present:
@@ -46,7 +46,7 @@ def fill_version(paths: StorePaths, staged: Path, direction: Direction, manifest
         if file in rendered:
             place_bytes(paths, rendered[file], staged / file)
         else:
-            place_file(paths, direction.path / file, staged / file)
+            place_file(paths, direction.files, file, staged / file)
     sync_folder(staged)
     with open_direction_folder(staged, label=direction.label) as copy:
         problems = verify_direction(copy)

@@ -22,8 +22,7 @@ from wsmerge.engine.merge import MergeJob, run_merge
 from wsmerge.engine.plan import MergePlan
 from wsmerge.recipe import ModelPath, ModelReference
 from wsmerge.registry import BaseRecord
-from wsmerge.registry.payload import ADAPTER_CONFIG_FILE
-from wsmerge.registry.payload_writer import write_payload
+from wsmerge.registry.payloads import ADAPTER_CONFIG_FILE, write_payload
 
 __all__ = ["Shop", "path_text", "set_task", "write_adapter"]
 

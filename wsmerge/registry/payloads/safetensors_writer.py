@@ -23,14 +23,14 @@ from wsmerge.core.dtypes import F32
 from wsmerge.core.tensor_file import encode_header
 from wsmerge.core.tensors import DeltaSource, TensorSpec
 from wsmerge.errors import DirectionError, NonFiniteError, Problems
-from wsmerge.registry.payload import (
+from wsmerge.registry.payloads.keys import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
-    BLOCK_BYTES,
     INDEX_FILE,
     NATIVE_FILE,
     component_keys,
 )
+from wsmerge.registry.payloads.payload import BLOCK_BYTES
 from wsmerge.registry.records import BaseRecord, ComponentRecord, Layout, TensorRecord, factor_shapes, is_plain_adapter
 
 __all__ = ["MAX_SHARD_BYTES", "adapter_config", "write_payload"]

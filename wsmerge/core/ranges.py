@@ -1,0 +1,86 @@
+"""Files that are read by byte range: on a disk here, and by the same protocol wherever else a file can lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, Protocol
+
+from wsmerge.core.closing import Closing
+from wsmerge.errors import TensorFileError
+
+__all__ = ["LocalFile", "RangeFile", "read_range"]
+
+_CLOSED: Final = -1
+
+
+class RangeFile(Protocol):
+    """One file whose bytes can be read from any place. Threads may share it."""
+
+    @property
+    def label(self) -> str:
+        """How messages name the file: its path or address."""
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from byte `start` on.
+
+        Raises:
+            WsmergeError: the file cannot be read, or ends before `out` is full.
+        """
+
+    def close(self) -> None:
+        """Let go of what is held open; reading afterwards is an error."""
+
+
+class LocalFile(Closing):
+    """A file on a disk, read by position.
+
+    Raises:
+        TensorFileError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise TensorFileError(f"cannot be opened: {error.strerror}", where=str(path)) from error
+        self.size = os.fstat(self._fd).st_size
+
+    @property
+    def label(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from byte `start` on.
+
+        Raises:
+            TensorFileError: the disk fails, or the file was shortened meanwhile.
+        """
+        filled = 0
+        while filled < len(out):
+            try:
+                count = os.preadv(self._fd, [out[filled:]], start + filled)
+            except OSError as error:
+                raise TensorFileError(f"cannot be read: {error.strerror}", where=str(self.path)) from error
+            if count == 0:
+                raise TensorFileError("ended while it was read: it was shortened meanwhile", where=str(self.path))
+            filled += count
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+        if self._fd != _CLOSED:
+            os.close(self._fd)
+            self._fd = _CLOSED
+
+
+def read_range(file: RangeFile, start: int, count: int) -> bytes:
+    """`count` bytes of `file` from byte `start` on."""
+    data = bytearray(count)
+    file.read_into(start, memoryview(data))
+    return bytes(data)

@@ -1,0 +1,23 @@
+"""Payloads: the files that hold a direction's tensors. The manifest names none, so a direction can move between them.
+
+    adapter     adapter_config.json, adapter_model.safetensors: a plain PEFT LoRA adapter of 1.0 * w
+    native      direction.safetensors, or direction-00001-of-0000N.safetensors with direction.safetensors.index.json
+"""
+
+from wsmerge.registry.payloads.choose import open_payload, payload_files
+from wsmerge.registry.payloads.keys import ADAPTER_CONFIG_FILE, ADAPTER_FILE, component_key, component_keys
+from wsmerge.registry.payloads.payload import Payload
+from wsmerge.registry.payloads.safetensors_writer import MAX_SHARD_BYTES, adapter_config, write_payload
+
+__all__ = [
+    "ADAPTER_CONFIG_FILE",
+    "ADAPTER_FILE",
+    "MAX_SHARD_BYTES",
+    "Payload",
+    "adapter_config",
+    "component_key",
+    "component_keys",
+    "open_payload",
+    "payload_files",
+    "write_payload",
+]
