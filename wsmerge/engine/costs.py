@@ -25,6 +25,12 @@ BITS_WINDOW_ELEMENTS: Final = 1 << 18
 TORCH_BYTES: Final = 350_000_000
 """Resident memory of torch and mergekit, where they must be loaded (measured, rounded up)."""
 
+TORCH_ALONE_BYTES: Final = 250_000_000
+"""The same of torch alone."""
+
+_PIECE_BYTES: Final = 6 * 4 << 20
+"""What a worker holds of a piece of 2**20 elements whose sums torch takes (see `methods.slerp`)."""
+
 _SCRATCH: Final = 6
 """Tensors of the result's size in float32 that mergekit's kernels hold beside their inputs."""
 
@@ -46,7 +52,10 @@ def methods_peak_bytes(tensors: Sequence[OutputTensor], workers: int, draws: Seq
         METHOD_CHUNK_ELEMENTS * (8 * inputs + 32) + WINDOW_ELEMENTS * 8 * inputs + BITS_WINDOW_ELEMENTS * 2 * inputs
     )
     whole = [_whole_bytes(step) for step in steps if not is_native(step)]
-    return chunks + (TORCH_BYTES + max(whole) + _waiting_bytes(tensors, draws) if whole else 0)
+    if whole:
+        return chunks + TORCH_BYTES + max(whole) + _waiting_bytes(tensors, draws)
+    summed = any(step.method == "slerp" and not step.precise for step in steps)
+    return chunks + (TORCH_ALONE_BYTES + workers * _PIECE_BYTES if summed else 0)
 
 
 def _whole_bytes(step: MergeStep) -> int:

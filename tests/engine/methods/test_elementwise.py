@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.engine.methods.steps import DTYPES, Case, mergekit_result, native_result, rounded
-from wsmerge.core.dtypes import BF16, F16, F32, F64
+from wsmerge.core.dtypes import BF16, F32, F64
 from wsmerge.engine.methods.native import native_method
 
 SHAPES = [(1,), (7,), (257, 33), (5, 7, 3), (40, 513), ()]
@@ -113,7 +113,6 @@ def test_methods_with_reductions_are_left_to_mergekit_unless_precise():
     case = Case(np.zeros((3, 4), np.float32), BF16, 0, each={"weight": 1.0}, shared={"t": 0.5})
     for method in ("nuslerp", "model_stock", "sce", "multislerp", "karcher", "no such method"):
         assert native_method(case.step(method)) is None
-    assert native_method(Case(case.values[:2], F16, 0, shared={"t": 0.5}).step("slerp")) is None
 
 
 def test_rescaled_trimming_is_left_to_mergekit_unless_precise():

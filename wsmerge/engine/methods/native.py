@@ -15,6 +15,7 @@ from wsmerge.engine.methods.dropping import Drop
 from wsmerge.engine.methods.elementwise import Linear, Nearswap, Passthrough
 from wsmerge.engine.methods.ranking import Rank
 from wsmerge.engine.methods.sce import Sce
+from wsmerge.engine.methods.slerp import TorchSlerp
 from wsmerge.engine.methods.spherical import Nuslerp, Slerp
 from wsmerge.engine.methods.step import BlockMethod, MergeStep
 from wsmerge.engine.methods.stock import ModelStock
@@ -41,7 +42,9 @@ def native_method(step: MergeStep) -> BlockMethod | None:
     if step.dtype not in (BF16, F16, F32):
         return None
     applies, method = _METHODS.get(step.method, (None, None))
-    return method if applies is not None and applies(step) else None
+    if applies is None or not applies(step):
+        return None
+    return _PRECISE.get(step.method, method) if step.precise else method
 
 
 def _always(_step: MergeStep) -> bool:
@@ -75,10 +78,6 @@ def _has_rows(step: MergeStep) -> bool:
     return _adds_in_order(step) and len(step.spec.shape) <= 2
 
 
-def _is_precise_pair(step: MergeStep) -> bool:
-    return step.precise and _has_base_and_one(step)
-
-
 def _is_precise_and_flat(step: MergeStep) -> bool:
     return step.precise and len(step.non_base) == 2 and bool(step.parameters.get("nuslerp_flatten", True))
 
@@ -91,6 +90,9 @@ def _is_precise_stock(step: MergeStep) -> bool:
 def _is_precise_with_deltas(step: MergeStep) -> bool:
     return step.precise and step.base is not None and len(step.non_base) > 0
 
+
+_PRECISE: dict[str, BlockMethod] = {"slerp": Slerp()}
+"""What computes a precise step where its sums need not have torch's order."""
 
 _METHODS: dict[str, tuple[Callable[[MergeStep], bool], BlockMethod]] = {
     "linear": (_always, Linear()),
@@ -107,7 +109,7 @@ _METHODS: dict[str, tuple[Callable[[MergeStep], bool], BlockMethod]] = {
     "dare_ties": (_adds_in_order, DeltaMethod(consensus=True, normalize=False, sparsifier=Drop())),
     "della_linear": (_has_rows, DeltaMethod(consensus=False, normalize=False, sparsifier=Rank())),
     "della": (_has_rows, DeltaMethod(consensus=True, normalize=True, sparsifier=Rank())),
-    "slerp": (_is_precise_pair, Slerp()),
+    "slerp": (_has_base_and_one, TorchSlerp()),
     "nuslerp": (_is_precise_and_flat, Nuslerp()),
     "model_stock": (_is_precise_stock, ModelStock()),
     "sce": (_is_precise_with_deltas, Sce()),
