@@ -11,6 +11,7 @@ writes next to adapted embeddings.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -78,7 +79,7 @@ class Adapter(Closing):
             self._file.close()
             raise
 
-    @property
+    @cached_property
     def label(self) -> str:
         """The Hub id where the folder is of the Hub's cache, else the folder's name."""
         return path_label(self.path)

@@ -51,7 +51,7 @@ class Checkpoint(Closing):
         self._file_of: dict[str, AnyTensorFile] = {name: file for file in self._files for name in file.specs}
         self.specs: dict[str, TensorSpec] = {name: file.specs[name] for name, file in self._file_of.items()}
 
-    @property
+    @cached_property
     def label(self) -> str:
         """The Hub id where the folder is of the Hub's cache, else the folder's name."""
         return path_label(self.path)

@@ -34,6 +34,8 @@ Bits16 = NDArray[np.uint16]
 
 COUNT_TABLES = 4
 _PER_MASK = 4
+_WIDE_LANES = 64
+"""Of loops with long chains of instructions: several chains side by side keep the processor busy."""
 _NO_NUMBERS = (0,) * _PER_MASK
 
 MaskKind = Literal["all", "none", "between", "drawn"]
@@ -119,7 +121,9 @@ def delta_loop(shape: DeltaShape) -> Loop:
             total = build.fmul(emit.narrow(total), emit.spread(given.terms[2 * count + 1]))
         _write(emit, emit.encode(build.fadd(base, emit.narrow(total))), index, given)
 
-    return make_loop(shape.inputs, 2 * count + 2, _PER_MASK * count, body, first_at=_first_at(shape.masks))
+    lanes = LANES if set(shape.masks) <= {"all"} and not shape.consensus else _WIDE_LANES
+    first_at = _first_at(shape.masks)
+    return make_loop(shape.inputs, 2 * count + 2, _PER_MASK * count, body, lanes=lanes, first_at=first_at)
 
 
 @made_once

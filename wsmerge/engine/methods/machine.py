@@ -1,6 +1,6 @@
 """Machine code made for one recipe's steps: loops over elements that are written when a merge begins.
 
-A loop passes once over its inputs, sixteen elements at a time and then one by one, with nothing but inputs and output in
+A loop passes once over its inputs, sixteen or more elements at a time and then one by one, with nothing but inputs and output in
 memory. It is made with LLVM directly (llvmlite, on which numba stands) in some ten milliseconds; numba itself takes half a
 second to load. What is computed of the elements is given as a function that emits instructions, the same for both widths,
 so the result of an element does not depend on where it stands.
@@ -51,7 +51,7 @@ class Loop:
 
 
 class Emit:
-    """Emits instructions on 1 or 16 elements at a time."""
+    """Emits instructions on one or several elements at a time."""
 
     def __init__(self, ir: Any, builder: Any, lanes: int) -> None:  # noqa: ANN401 - as above
         self.build = builder
