@@ -39,6 +39,7 @@ def parameter_findings(method: Method, group: Group) -> Iterator[Told]:
             if group.is_last:
                 yield from _tail(parameter, scopes)
     yield from _bad_epsilon(method, group)
+    yield from _bad_probability(method, group)
 
 
 def _lookups(parameter: Parameter, group: Group) -> Iterator[tuple[Input | None, Sequence[Scope]]]:
@@ -195,6 +196,17 @@ def _bad_epsilon(method: Method, group: Group) -> Iterator[Told]:
         if d - e <= 0 or d + e >= 1:
             message = f"density {d:g} with epsilon {e:g} keeps between {d - e:g} and {d + e:g} of a row, which must lie between 0 and 1"
             yield "error", "bad-epsilon", one.keys, message, f"give an epsilon below {min(d, 1 - d):g}"
+
+
+def _bad_probability(method: Method, group: Group) -> Iterator[Told]:
+    """Where density is the probability of a random mask, it cannot be negative; above 1 everything is kept."""
+    if not method.name.startswith("dare"):
+        return
+    for scope in (*(one.scope for one in group.inputs), *group.scopes):
+        for path, value in _scalars(scope.parameters.get("density", ())):
+            if isinstance(value, int | float) and value < 0:
+                message = f"density {value:g} is no probability"
+                yield "error", "bad-value", (*scope.keys, "density", *path), message, "write a density from 0 to 1"
 
 
 def _fixed(parameter: Parameter, scopes: Sequence[Scope]) -> float | None:
