@@ -18,7 +18,8 @@ def _refs(call: Call) -> Answer:
             for name in names
         ]
 
-    answer = {"branches": rows("heads"), "converts": [], "tags": rows("tags")}
+    with repository.lock:
+        answer = {"branches": rows("heads"), "converts": [], "tags": rows("tags")}
     return Answer.json(answer | ({"pullRequests": []} if call.flag("include_prs") else {}))
 
 

@@ -53,10 +53,10 @@ class Site:
                 raise KeyError(name)
             path = self.folder / "models" / name
             repository = Repository(name, path, private=private, gated=gated)
+            lines = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LARGE_PATTERNS)
+            with repository.change("main", message="initial commit", author=repository.owner) as change:
+                change.add(".gitattributes", lines.encode())
             self.repositories[name] = repository
-        lines = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LARGE_PATTERNS)
-        with repository.change("main", message="initial commit", author=repository.owner) as change:
-            change.add(".gitattributes", lines.encode())
         return repository
 
     def delete(self, name: str) -> None:

@@ -77,7 +77,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
         _check_free(target)
         staged.mkdir(parents=True)
         yield staged
-        for path in staged.iterdir():
+        for path in staged.rglob("*"):
             _sync(path)
         sync_folder(staged)
         staged.rename(target)

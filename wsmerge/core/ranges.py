@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from wsmerge.core.closing import Closing
 from wsmerge.errors import TensorFileError
 
-__all__ = ["LocalFile", "RangeFile", "read_range"]
+__all__ = ["ExpectingFile", "LocalFile", "RangeFile", "read_range"]
 
 _CLOSED: Final = -1
 
@@ -34,6 +35,14 @@ class RangeFile(Protocol):
 
     def close(self) -> None:
         """Let go of what is held open; reading afterwards is an error."""
+
+
+@runtime_checkable
+class ExpectingFile(Protocol):
+    """A file that reads better when it knows what will be read."""
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Say which ranges `(first byte, byte behind the last)` will be read, and that nothing else will be."""
 
 
 class LocalFile(Closing):
