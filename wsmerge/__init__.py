@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RecipePlan,
         Settings,
         compose,
+        convert,
         export_mergekit,
         export_peft,
         extract,
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
         open_direction,
         plan,
         publish,
+        pull,
+        pull_part,
+        push,
+        search_hub,
         steer,
     )
     from wsmerge.engine.merge import MergeReport
@@ -53,6 +58,7 @@ __all__ = [
     "Store",
     "WsmergeError",
     "compose",
+    "convert",
     "export_mergekit",
     "export_peft",
     "extract",
@@ -61,6 +67,10 @@ __all__ = [
     "open_direction",
     "plan",
     "publish",
+    "pull",
+    "pull_part",
+    "push",
+    "search_hub",
     "steer",
 ]
 

@@ -12,7 +12,7 @@
     |-- DirectionError              an artifact that cannot be read, written or used
     |   |-- ManifestError           direction.json: not of this format
     |   `-- NonFiniteError          a delta or a coefficient that is NaN or infinite
-    |-- StoreError                  the local store
+    |-- StoreError                  a store of directions: the local one, or in an object store
     |   |-- NotFoundError           no such direction, version, alias or digest
     |   |-- ConflictError           the version is taken, by other content
     |   `-- VerificationError       stored bytes are not what their digest says (exit code 3)
@@ -154,7 +154,7 @@ class NonFiniteError(DirectionError):
 
 
 class StoreError(WsmergeError):
-    """The local store."""
+    """A store of directions: the local one, or one in an object store."""
 
     code = "store"
 

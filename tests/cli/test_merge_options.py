@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from tests.builders import write_tensor_file
-from tests.recipe.live import mergekit
 from tests.engine.merging.made import dtypes_of, entries, fine_tune, model, values
+from tests.recipe.live import mergekit
 from wsmerge.core.dtypes import F32
 
 HALF = {"weight": 0.5, "density": 0.5}

@@ -87,7 +87,8 @@ def test_a_dry_run_looks_at_the_output_too(lab, wsmerge):
     assert "exists already" in done.err
 
 
-def test_composing_on_the_command_line(lab, wsmerge):
+@pytest.mark.usefixtures("lab")
+def test_composing_on_the_command_line(wsmerge):
     done = wsmerge("compose", "less", "--add", "kind=-0.5", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["label"] == "less@1.0.0"

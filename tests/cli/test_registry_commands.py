@@ -159,7 +159,7 @@ def test_diff(run, shelf, made):
     [
         (("show", "fromal"), 1, "did you mean formal"),
         (("show", "formal@1"), 2, "all three numbers"),
-        (("show", "hub:acme/formal"), 1, "no Hub support"),
+        (("show", "hub:acme/formal"), 1, "HF_HUB_OFFLINE is set"),
         (("show", "./nowhere"), 1, "is no artifact"),
         (("log", "nothing"), 1, "no direction 'nothing'"),
         (("tag", "formal@9.0.0", "good"), 1, "formal has 1.0.0, 1.1.0"),
@@ -200,8 +200,8 @@ def test_damaged_versions_are_told_beside_the_others(run, shelf):
     for arguments in (("list",), ("search", "brief"), ("list", "formal")):
         code, out, err = run(*arguments)
         assert code == 1
-        assert "brief@1.0.0" in out or "formal@1.1.0" in out
-        assert err.startswith("formal@1.0.0 cannot be read: ")
+        assert "brief" in out or "formal@1.1.0" in out
+        assert "formal@1.0.0 cannot be read: " in err
         assert err.endswith("; next: wsmerge verify formal@1.0.0\n")
     code, out, _ = run("list", "--json")
     assert (code, len(json.loads(out))) == (1, 2)

@@ -57,7 +57,9 @@ def test_ties_in_blocks(models, tmp_path, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "options"), [("slerp", ()), ("dare_linear", ("--mergekit-rng",))], ids=["slerp", "dare_linear"]
+    ("method", "options"),
+    [("slerp", ()), ("model_stock", ()), ("dare_linear", ("--mergekit-rng",))],
+    ids=["slerp", "model_stock", "dare_linear"],
 )
 def test_whole_tensors(models, tmp_path, method, options):
     peak, stated = measured(tmp_path, recipe_of(method, models), *options)

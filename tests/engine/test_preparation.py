@@ -20,7 +20,7 @@ SHAPES = llama_shapes(layers=11, hidden=32, inner=48, vocab=20_000)
 HALF = {"weight": 0.5, "density": 0.5}
 SETTINGS = {
     "statistics": ("ties", False),
-    "whole": ("slerp", False),
+    "whole": ("arcee_fusion", False),
     "mergekit's draws": ("dare_linear", True),
 }
 
@@ -78,7 +78,7 @@ def test_every_tensor_is_prepared_before_its_first_block(planned, first):
 
 def test_whole_tensors_are_not_made_ahead(models):
     base, one = models
-    recipe = {"merge_method": "slerp", "base_model": str(base), "models": entries((one, {})), "parameters": {"t": 0.5}}
+    recipe = {"merge_method": "arcee_fusion", "base_model": str(base), "models": entries((one, {}))}
     options = wsmerge.PlanOptions(block_bytes=1 << 20, threads=3)
     with wsmerge.plan(recipe, settings=wsmerge.Settings(options=options)) as found:
         blocks = all_blocks(found.merge)

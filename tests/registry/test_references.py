@@ -96,7 +96,7 @@ def test_each_form(text, expected):
         ("formal@sha256:xyz", "12 to 64 digits"),
         ("formal@sha256:" + "a" * 11, "12 to 64 digits"),
         ("formal@Latest", "neither a version"),
-        ("hub:formal", "no Hub support"),
+        ("hub:formal", "no Hub repository"),
         ("hub:acme/formal@", "no branch"),
         ("hub:acme/../formal", "no Hub repository"),
         ("formal@a@b", "neither a version"),
@@ -107,7 +107,6 @@ def test_what_is_no_reference_is_refused_with_a_hint(text, says):
     with pytest.raises(BadReferenceError, match=re.escape(says)) as caught:
         parse_reference(text)
     assert caught.value.hint
-    assert "hub:" not in caught.value.hint
 
 
 def test_versions_are_ordered_as_semver_says():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -27,7 +28,7 @@ class StoreMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.sources = {seed: make_artifact(self.folder / str(seed), seed=seed) for seed in (1, 2)}
-        self.store = Store(self.folder / "store")
+        self.store: Any = Store(self.folder / "store")  # or whatever else a machine that extends this one makes
         self.model = RegistryModel()
 
     def teardown(self) -> None:

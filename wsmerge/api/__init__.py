@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsmerge.api.chain import merge
+    from wsmerge.api.convert import convert
     from wsmerge.api.directions import Details, compose, extract, open_direction, publish
     from wsmerge.api.export import ExportReport, export_mergekit, export_peft
+    from wsmerge.api.hub import pull, pull_part, push, search_hub
     from wsmerge.api.linting import lint
     from wsmerge.api.recipes import RecipePlan, check_out, plan
     from wsmerge.api.settings import Settings
@@ -27,6 +29,7 @@ __all__ = [
     "Settings",
     "check_out",
     "compose",
+    "convert",
     "export_mergekit",
     "export_peft",
     "extract",
@@ -35,6 +38,10 @@ __all__ = [
     "open_direction",
     "plan",
     "publish",
+    "pull",
+    "pull_part",
+    "push",
+    "search_hub",
     "steer",
 ]
 
@@ -43,11 +50,16 @@ _HOMES = {
     "RecipePlan": "recipes",
     "Settings": "settings",
     "check_out": "recipes",
+    "convert": "convert",
     "export_mergekit": "export",
     "export_peft": "export",
     "lint": "linting",
     "merge": "chain",
     "plan": "recipes",
+    "pull": "hub",
+    "pull_part": "hub",
+    "push": "hub",
+    "search_hub": "hub",
     "steer": "steering",
 }
 

@@ -24,7 +24,6 @@ from wsmerge.api.findings import refuse_findings
 from wsmerge.api.recipes import RecipePlan, check_out, merge_planned, plan
 from wsmerge.api.settings import RecipeLike, Settings, loaded_recipes
 from wsmerge.core.digest import canonical_json, sha256_hex
-from wsmerge.engine.locate import locate_model
 from wsmerge.engine.merge import MergeReport
 from wsmerge.engine.placing import REPORT_FILE, place_of
 from wsmerge.engine.sidecars import carried_files
@@ -34,7 +33,7 @@ from wsmerge.recipe.chain import model_references
 from wsmerge.recipe.methods import METHODS
 
 if TYPE_CHECKING:
-    from wsmerge.registry import Store
+    from wsmerge.registry import Registry
 
 __all__ = ["merge"]
 
@@ -46,7 +45,7 @@ def merge(
     out: Path | str,
     *,
     overwrite: bool = False,
-    store: Store | None = None,
+    store: Registry | None = None,
     settings: Settings | None = None,
     intermediates: Path | str | None = None,
     progress: Progress | None = None,
@@ -90,12 +89,13 @@ def merge(
 class _Chain:
     """The merges of one file in progress."""
 
-    def __init__(self, store: Store | None, settings: Settings, progress: Progress | None) -> None:
+    def __init__(self, store: Registry | None, settings: Settings, progress: Progress | None) -> None:
         self._store = store
         self._settings = settings
         self._progress = progress
         self._done: dict[str, Path] = {}
         self._warnings: list[str] = []
+        self._hub_bytes = self._hub_requests = 0
 
     def merge(self, recipes: Sequence[LoadedRecipe], folder: Path, out: Path, *, overwrite: bool) -> MergeReport:
         sequence = [recipe for recipe, _ in ordered(recipes)]
@@ -105,7 +105,12 @@ class _Chain:
                 self._done[recipe.name] = self._intermediate(recipe, recipe.name, folder, out, overwrite=overwrite)
         with plan(result, store=self._store, settings=self._with_done()) as planned:
             report = merge_planned(planned, out, overwrite=overwrite, progress=self._progress)
-        return replace(report, warnings=(*self._warnings, *report.warnings))
+        return replace(
+            report,
+            warnings=(*self._warnings, *report.warnings),
+            hub_bytes=report.hub_bytes + self._hub_bytes,
+            hub_requests=report.hub_requests + self._hub_requests,
+        )
 
     def _intermediate(self, recipe: LoadedRecipe, name: str, folder: Path, out: Path, *, overwrite: bool) -> Path:
         with plan(recipe, store=self._store, settings=self._with_done()) as planned:
@@ -114,7 +119,9 @@ class _Chain:
             place = folder / f"{_file_name(name)}-{self._key(planned)[:16]}"
             is_registered = recipe.recipe.merge_method not in (None, *METHODS)
             if is_registered or not (place / REPORT_FILE).is_file():
-                merge_planned(planned, place, overwrite=is_registered, progress=self._progress)
+                report = merge_planned(planned, place, overwrite=is_registered, progress=self._progress)
+                self._hub_bytes += report.hub_bytes
+                self._hub_requests += report.hub_requests
         return place
 
     def _key(self, planned: RecipePlan) -> str:
@@ -122,8 +129,7 @@ class _Chain:
         folders = [model.path for model in planned.merge.models]
         for keys, reference in model_references(planned.recipe.recipe):
             if keys[0] in ("tokenizer", "tokenizer_source"):
-                path = self._with_done().renamed(reference.model.path)
-                folders.append(locate_model(path, revision=reference.model.revision, download=self._settings.download))
+                folders.append(self._with_done().locate(reference.model.path, reference.model.revision))
         files = planned.files
         beside: Mapping[str, object] = {
             "plan": planned.merge.digest,

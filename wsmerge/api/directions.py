@@ -22,8 +22,9 @@ from wsmerge.registry import (
     Entry,
     ParentRecord,
     PoleRecord,
-    Store,
+    Registry,
     open_reference,
+    open_registry,
 )
 from wsmerge.steering.composition import Composition, Part
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Details", "compose", "extract", "open_direction", "publish"]
 
 
-def open_direction(reference: str | Path, *, store: Store | None = None) -> Direction:
+def open_direction(reference: str | Path, *, store: Registry | None = None) -> Direction:
     """Open a direction; reads its manifest and headers, no weights. Use it as a context manager, or close it.
 
     Raises:
@@ -42,7 +43,7 @@ def open_direction(reference: str | Path, *, store: Store | None = None) -> Dire
         NotFoundError: nothing of that name, version, alias or digest.
         DirectionError: the artifact is broken.
     """
-    return open_reference(reference_text(reference), store or Store())
+    return open_reference(reference_text(reference), store or open_registry())
 
 
 def publish(
@@ -51,7 +52,7 @@ def publish(
     name: str | None = None,
     version: str | None = None,
     aliases: Sequence[str] = (),
-    store: Store | None = None,
+    store: Registry | None = None,
 ) -> Entry:
     """Put a version of a direction into the store; it appears whole or not at all.
 
@@ -68,7 +69,7 @@ def publish(
         ConflictError: the version exists with other content, or was removed.
     """
     source = direction if isinstance(direction, Direction) else Path(direction)
-    return (store or Store()).publish(source, name=name, version=version, aliases=tuple(aliases))
+    return (store or open_registry()).publish(source, name=name, version=version, aliases=tuple(aliases))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def extract(  # noqa: PLR0913 - all but the name are keywords, and most have def
     base: Path | str,
     positive: Path | str,
     negative: Path | str | None = None,
-    to: Path | str | Store | None = None,
+    to: Path | str | Registry | None = None,
     details: Details | None = None,
     check_base_names: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -144,10 +145,10 @@ def compose(
     name: str,
     parts: Mapping[str, WeightLike],
     *,
-    to: Path | str | Store | None = None,
+    to: Path | str | Registry | None = None,
     details: Details | None = None,
     base: Path | str | None = None,
-    store: Store | None = None,
+    store: Registry | None = None,
 ) -> Direction:
     """Make sum_i k_i * w_i one direction, with the coefficients folded in; low-rank parts stay factored.
 
@@ -167,7 +168,7 @@ def compose(
         RecipeError: a coefficient that does not fit its direction.
     """
     details = details or Details()
-    shelf = store or Store()
+    shelf = store or open_registry()
     folder, target = target_of(to, shelf)
     version = checked_version(name, details.version, folder, target)
     with opened(parts, shelf) as found:

@@ -23,7 +23,7 @@ from wsmerge.api.settings import RecipeLike, loaded_recipes
 from wsmerge.core.files import create_synced, staged_folder, sync_folder
 from wsmerge.errors import DirectionError, RecipeError
 from wsmerge.recipe import LoadedRecipe
-from wsmerge.registry import Store
+from wsmerge.registry import Registry
 
 __all__ = ["ExportReport", "export_mergekit", "export_peft"]
 
@@ -50,7 +50,7 @@ class ExportReport:
 
 
 def export_mergekit(
-    recipe: RecipeLike, out: Path | str, *, store: Store | None = None, compact: bool = False, separate: bool = False
+    recipe: RecipeLike, out: Path | str, *, store: Registry | None = None, compact: bool = False, separate: bool = False
 ) -> ExportReport:
     """Write a recipe as one that mergekit runs, with its directions as LoRA adapters and checkpoints.
 
@@ -84,7 +84,7 @@ def export_mergekit(
     return report
 
 
-def export_peft(recipe: RecipeLike, out: Path | str, *, store: Store | None = None) -> ExportReport:
+def export_peft(recipe: RecipeLike, out: Path | str, *, store: Registry | None = None) -> ExportReport:
     """Write a base with low-rank directions as one PEFT adapter over the base, coefficients folded in.
 
     Its rank is the sum of the directions' ranks, tensor by tensor; modules that no direction changes are left out.

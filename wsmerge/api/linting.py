@@ -12,12 +12,12 @@ from wsmerge.errors import WsmergeError
 from wsmerge.recipe import Finding, LoadedRecipe
 from wsmerge.recipe.chain import intermediate, model_references
 from wsmerge.recipe.findings import Level
-from wsmerge.registry import Store
+from wsmerge.registry import Registry
 
 __all__ = ["lint"]
 
 
-def lint(recipe: RecipeLike, *, store: Store | None = None, settings: Settings | None = None) -> tuple[Finding, ...]:
+def lint(recipe: RecipeLike, *, store: Registry | None = None, settings: Settings | None = None) -> tuple[Finding, ...]:
     """Everything that is wrong, or probably not meant, in a recipe; reads headers only, and downloads nothing.
 
     Models that are on this machine are looked at too: layers that they lack, vocabularies and shapes that differ, tensors
@@ -37,7 +37,7 @@ def lint(recipe: RecipeLike, *, store: Store | None = None, settings: Settings |
     )
 
 
-def _of_models(loaded: LoadedRecipe, names: set[str], store: Store | None, settings: Settings) -> Iterator[Finding]:
+def _of_models(loaded: LoadedRecipe, names: set[str], store: Registry | None, settings: Settings) -> Iterator[Finding]:
     """What planning against the models finds."""
     if any(item.level == "error" for item in text_findings(loaded)):
         return

@@ -12,7 +12,7 @@ from wsmerge.errors import WsmergeError
 from wsmerge.recipe import LoadedRecipe
 
 if TYPE_CHECKING:
-    from wsmerge.registry import Direction, Store
+    from wsmerge.registry import Direction, Registry
 
 __all__ = ["OpenedDirections", "open_directions", "open_inputs"]
 
@@ -35,7 +35,7 @@ class OpenedDirections:
         return (*self.added, *self.inline.values())
 
 
-def open_inputs(loaded: LoadedRecipe, models: Models, store: Store | None, opened: ExitStack) -> OpenedDirections:
+def open_inputs(loaded: LoadedRecipe, models: Models, store: Registry | None, opened: ExitStack) -> OpenedDirections:
     """Open every model of a recipe in `models`, and its directions; `opened` closes these.
 
     Raises:
@@ -54,15 +54,15 @@ def open_inputs(loaded: LoadedRecipe, models: Models, store: Store | None, opene
 
 
 def open_directions(
-    loaded: LoadedRecipe, store: Store | None, opened: ExitStack, failures: list[tuple[str, WsmergeError]]
+    loaded: LoadedRecipe, store: Registry | None, opened: ExitStack, failures: list[tuple[str, WsmergeError]]
 ) -> OpenedDirections:
     """Open the directions of a recipe; what fails is added to `failures` with its place."""
     found = OpenedDirections()
     if not loaded.recipe.directions and not any(True for _ in inline_directions(loaded.recipe)):
         return found
-    from wsmerge.registry import Store, open_reference  # noqa: PLC0415 - most merges have no directions
+    from wsmerge.registry import open_reference, open_registry  # noqa: PLC0415 - most merges have no directions
 
-    shelf = store or Store()
+    shelf = store or open_registry()
     for number, entry in enumerate(loaded.recipe.directions):
         try:
             found.added.append(opened.enter_context(open_reference(entry.direction, shelf)))

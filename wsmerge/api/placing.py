@@ -7,18 +7,18 @@ from typing import Any
 
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.errors import ConflictError, OutputError
-from wsmerge.registry import About, Direction, Entry, Manifest, Store, Version, write_direction
+from wsmerge.registry import About, Direction, Entry, Manifest, Registry, Version, open_registry, write_direction
 from wsmerge.registry.references import check_name
 
 __all__ = ["checked_version", "place", "target_of"]
 
 
-def target_of(to: Path | str | Store | None, default: Store | None) -> tuple[Path | None, Store | None]:
+def target_of(to: Path | str | Registry | None, default: Registry | None) -> tuple[Path | None, Registry | None]:
     """Where a new direction goes: a folder, or a store."""
-    return (Path(to), None) if isinstance(to, Path | str) else (None, to or default or Store())
+    return (Path(to), None) if isinstance(to, Path | str) else (None, to or default or open_registry())
 
 
-def checked_version(name: str, wanted: str | None, folder: Path | None, store: Store | None) -> str:
+def checked_version(name: str, wanted: str | None, folder: Path | None, store: Registry | None) -> str:
     """The version to write, once name, version and place are known to be free: before any work is done."""
     check_name(name)
     version = str(Version.parse(wanted)) if wanted is not None else None
@@ -36,7 +36,7 @@ def checked_version(name: str, wanted: str | None, folder: Path | None, store: S
     return version or str(free)
 
 
-def place(source: DeltaSource, about: About, folder: Path | None, store: Store | None, *, chosen: bool) -> Direction:
+def place(source: DeltaSource, about: About, folder: Path | None, store: Registry | None, *, chosen: bool) -> Direction:
     """Write `source` into `folder`, or publish it to `store`.
 
     Where nobody chose the version (`chosen` is false), what the store has already is not published again.
@@ -52,7 +52,7 @@ def place(source: DeltaSource, about: About, folder: Path | None, store: Store |
         return store.open(entry.label)
 
 
-def _publish_next(store: Store, written: Direction, *, chosen: bool) -> Entry:
+def _publish_next(store: Registry, written: Direction, *, chosen: bool) -> Entry:
     """Publish under the manifest's version; where nobody chose it and another process was first, under the next one."""
     version = written.manifest.version
     while True:
@@ -64,7 +64,7 @@ def _publish_next(store: Store, written: Direction, *, chosen: bool) -> Entry:
             version = str(store.next_version(written.manifest.name))
 
 
-def _same_direction(store: Store, written: Direction) -> Entry | None:
+def _same_direction(store: Registry, written: Direction) -> Entry | None:
     """The newest version that says all that `written` does, but for version and time."""
     name, told = written.manifest.name, _told(written.manifest)
     entries = store.versions(name) if name in store.names() else ()

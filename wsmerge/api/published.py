@@ -35,13 +35,15 @@ def published_recipe(
         inline: those in place of models, by reference.
     """
     recipe = loaded.recipe
-    labels = {reference: direction.label for reference, direction in (inline or {}).items()}
+    labels = {
+        reference: getattr(direction, "pinned", direction.label) for reference, direction in (inline or {}).items()
+    }
     published: dict[str, Any] = _named(recipe.to_dict(), labels)
     if recipe.merge_method is None and recipe.base_model is not None:
         published["base_model"] = model_name(recipe.base_model.model.path, plan.base.path)
     if recipe.directions:
         entries = zip(published["directions"], directions, strict=True)
-        published["directions"] = [entry | {"direction": direction.label} for entry, direction in entries]
+        published["directions"] = [entry | {"direction": direction.pinned} for entry, direction in entries]
     return published
 
 

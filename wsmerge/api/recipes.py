@@ -27,7 +27,7 @@ from wsmerge.errors import RecipeError
 from wsmerge.recipe import Coefficients, LoadedRecipe, Recipe, parse_recipe, recipe_coefficients
 
 if TYPE_CHECKING:
-    from wsmerge.registry import Direction, Store
+    from wsmerge.registry import Direction, Registry
 
 __all__ = ["RecipePlan", "check_out", "merge_planned", "plan"]
 
@@ -63,7 +63,7 @@ class RecipePlan(Closing):
         self.opened.close()
 
 
-def plan(recipe: RecipeLike, *, store: Store | None = None, settings: Settings | None = None) -> RecipePlan:
+def plan(recipe: RecipeLike, *, store: Registry | None = None, settings: Settings | None = None) -> RecipePlan:
     """Check a recipe against its models and directions, and say what it will do; reads headers only.
 
     Raises:
@@ -81,6 +81,7 @@ def plan(recipe: RecipeLike, *, store: Store | None = None, settings: Settings |
                 rename=settings.renamed,
                 download=settings.download,
                 mergekit_bugs=settings.numerics.mergekit_bugs,
+                hub=settings.hub(),
             )
         )
         directions = open_inputs(loaded, models, store, opened)

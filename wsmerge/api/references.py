@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wsmerge.recipe import Coefficients
 
 if TYPE_CHECKING:
-    from wsmerge.registry import Direction, Store
+    from wsmerge.registry import Direction, Registry
 
 __all__ = ["WeightLike", "ks_of", "opened", "reference_text"]
 
@@ -24,7 +24,7 @@ def ks_of(coefficients: Coefficients) -> dict[str, float]:
 
 
 @contextmanager
-def opened(references: Iterable[str], store: Store) -> Iterator[dict[str, Direction]]:
+def opened(references: Iterable[str], store: Registry) -> Iterator[dict[str, Direction]]:
     """The directions that `references` name, by reference; closed when the block ends."""
     from wsmerge.registry import open_reference  # noqa: PLC0415 - most merges have no directions
 

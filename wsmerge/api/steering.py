@@ -13,7 +13,8 @@ from wsmerge.recipe import (
 )
 from wsmerge.registry import (
     Direction,
-    Store,
+    Registry,
+    open_registry,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def steer(
     model: torch.nn.Module,
     weights: Mapping[str, WeightLike] | Mapping[Direction, WeightLike],
     *,
-    store: Store | None = None,
+    store: Registry | None = None,
 ) -> Iterator[None]:
     """Steer a loaded model for the time of a `with` block: theta + sum_i k_i(layer, tensor) * w_i, in place.
 
@@ -49,7 +50,7 @@ def steer(
     from wsmerge.steering.steer import parameter_names, steered  # noqa: PLC0415 - needs torch
 
     named = [key for key in weights if isinstance(key, str)]
-    with opened(named, store or Store()) as found:
+    with opened(named, store or open_registry()) as found:
         names = parameter_names(model)
         terms = []
         for key, weight in weights.items():

@@ -30,6 +30,8 @@ _ROOMS: Final = MappingProxyType(
         "merge": "recipes",
         "export": "export",
         **dict.fromkeys(("publish", "list", "search", "show", "log", "tag", "rm", "gc", "verify", "diff"), "registry"),
+        **dict.fromkeys(("push", "pull"), "hub"),
+        "convert": "convert",
     }
 )
 """The module of each command, which has it on an app of its own, in the order of the help."""
@@ -59,7 +61,9 @@ def _command(room: typer.Typer, name: str) -> Any:  # noqa: ANN401 - as above
     """A room with a name of its own is a group."""
     if room.info.name == name:
         group = TyperInfo(room, name=name, rich_help_panel=room.info.rich_help_panel)
-        return get_group_from_info(group, pretty_exceptions_short=False, suggest_commands=True, rich_markup_mode=_MARKUP)
+        return get_group_from_info(
+            group, pretty_exceptions_short=False, suggest_commands=True, rich_markup_mode=_MARKUP
+        )
     found = next(info for info in room.registered_commands if info.name == name)
     return get_command_from_info(found, pretty_exceptions_short=False, rich_markup_mode=_MARKUP)
 

@@ -14,7 +14,6 @@ from wsmerge.cli.output import Output
 app = typer.Typer()
 
 
-
 @app.command("demo", rich_help_panel="Start here")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for store, recipes, checkpoint and report.")] = Path("demo-output"),

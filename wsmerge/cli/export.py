@@ -55,9 +55,11 @@ def mergekit_command(
     Example: wsmerge export mergekit recipe.yml exported/
     """
     from wsmerge.api.export import export_mergekit
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
 
-    report = export_mergekit(recipe, out, store=Store(store) if store else None, compact=compact, separate=separate)
+    report = export_mergekit(
+        recipe, out, store=open_registry(store) if store else None, compact=compact, separate=separate
+    )
     _print(Output(as_json=as_json), report)
 
 
@@ -70,9 +72,9 @@ def peft_command(recipe: RecipePath, out: Out, store: StorePath = None, as_json:
     Example: wsmerge export peft recipe.yml adapter/
     """
     from wsmerge.api.export import export_peft
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
 
-    _print(Output(as_json=as_json), export_peft(recipe, out, store=Store(store) if store else None))
+    _print(Output(as_json=as_json), export_peft(recipe, out, store=open_registry(store) if store else None))
 
 
 def _print(output: Output, report: ExportReport) -> None:

@@ -50,11 +50,11 @@ def extract_command(
     Example: wsmerge extract formality --base HuggingFaceTB/SmolLM2-135M-Instruct --positive plus/ --negative minus/
     """
     from wsmerge import api
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
 
     output = Output(as_json=as_json)
     details = api.Details(version=version, description=description, licence=licence)
-    target = out if out is not None else Store(store)
+    target = out if out is not None else open_registry(store)
     with (
         output.progress(f"extracting {name}") as progress,
         api.extract(
@@ -92,10 +92,10 @@ def compose_command(
     Example: wsmerge compose blunt --add sycophancy=-0.5 --add formality=-0.25
     """
     from wsmerge import api
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
 
     output = Output(as_json=as_json)
-    shelf = Store(store)
+    shelf = open_registry(store)
     details = api.Details(version=version, description=description)
     parts = dict(map(_part, add))
     if len(parts) < len(add):

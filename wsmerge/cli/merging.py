@@ -72,6 +72,8 @@ def settings_from(
     exactness: Exactness | None = None,
     permissions: Permissions | None = None,
     forms: Forms | None = None,
+    *,
+    stream: bool = False,
 ) -> Settings:
     """The settings that the options come to."""
     from wsmerge.api import Settings
@@ -86,4 +88,5 @@ def settings_from(
         leave=Leave(allowed.allow_crimes, allowed.truncate_embeddings, allowed.trust_remote_code),
         strict=allowed.strict,
         raw=(forms or Forms()).missing,
+        stream=stream,
     )

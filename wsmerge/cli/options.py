@@ -13,7 +13,7 @@ import typer
 from wsmerge.errors import UsageError
 
 if TYPE_CHECKING:
-    from wsmerge.registry import Store
+    from wsmerge.registry import Registry
 
 __all__ = [
     "AllowCrimes",
@@ -30,6 +30,7 @@ __all__ = [
     "Seed",
     "ShardSize",
     "StorePath",
+    "Stream",
     "Strict",
     "TensorIntersection",
     "TensorUnion",
@@ -43,7 +44,12 @@ __all__ = [
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 StorePath = Annotated[
-    Path | None, typer.Option("--store", help="The local store. Default: WSMERGE_HOME, else the user's data folder.")
+    str | None,
+    typer.Option(
+        "--store",
+        help="The store: a folder, or s3://bucket/prefix. Default: WSMERGE_STORE, else WSMERGE_HOME, else the user's data "
+        "folder.",
+    ),
 ]
 RecipePath = Annotated[
     Path, typer.Argument(help="A recipe: YAML of mergekit, or with `base_model` and `directions`, or both.")
@@ -52,6 +58,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if wsm
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Bytes of one output file at most: 5GB, 500MB.")]
 BlockSize = Annotated[int, typer.Option("--block-mib", help="MiB written at once, 1 to 16.", min=1, max=16)]
 Threads = Annotated[int | None, typer.Option(help="Blocks in work at once. Default: cores + 2.", min=1)]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Read the weights of models on the Hub from there while merging, without a copy here.",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse what is only warned of: keys that nothing reads, ...")]
 
 _BITS = "What decides the bits"
@@ -130,13 +143,13 @@ Plugin = Annotated[
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def store_at(path: Path | None) -> Store | None:
+def store_at(path: str | None) -> Registry | None:
     """The store that --store names; None for the user's own, which is opened where a direction is looked up."""
     if path is None:
         return None
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
 
-    return Store(path)
+    return open_registry(path)
 
 
 def parse_size(text: str) -> int:

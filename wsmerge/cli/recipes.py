@@ -24,6 +24,7 @@ from wsmerge.cli.options import (
     Seed,
     ShardSize,
     StorePath,
+    Stream,
     Strict,
     TensorIntersection,
     TensorUnion,
@@ -54,6 +55,7 @@ def plan_command(
     max_shard_size: ShardSize = "5GB",
     block_mib: BlockSize = 4,
     threads: Threads = None,
+    stream: Stream = False,
     precise: Precise = False,
     mergekit_bugs: MergekitBugs = False,
     mergekit_rng: MergekitRng = False,
@@ -83,6 +85,7 @@ def plan_command(
         Exactness(precise, mergekit_bugs, mergekit_rng, seed),
         Permissions(allow_crimes, truncate_embeddings, trust_remote_code, strict),
         Forms(raw, tensor_union, tensor_intersection),
+        stream=stream,
     )
     with api.plan(recipe, store=store_at(store), settings=settings) as planned:
         _print_plan(Output(as_json=as_json), planned)
@@ -140,6 +143,7 @@ def merge_command(
     max_shard_size: ShardSize = "5GB",
     block_mib: BlockSize = 4,
     threads: Threads = None,
+    stream: Stream = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan only.")] = False,
     precise: Precise = False,
     mergekit_bugs: MergekitBugs = False,
@@ -200,6 +204,7 @@ def merge_command(
             Exactness(precise, mergekit_bugs, mergekit_rng, seed),
             Permissions(allow_crimes, truncate_embeddings, trust_remote_code, strict),
             Forms(raw, tensor_union, tensor_intersection),
+            stream=stream,
         )
         merge = api.merge
     if dry_run:
@@ -294,6 +299,8 @@ def _print_report(output: Output, report: MergeReport) -> None:
             "elapsed_s": report.elapsed_s,
             "resumed_bytes": report.resumed_bytes,
             "written_bytes": report.written_bytes,
+            "hub_bytes": report.hub_bytes,
+            "hub_requests": report.hub_requests,
             "outputs": dict(report.outputs),
             "fidelity": report.fidelity.to_dict(),
             "warnings": list(report.warnings),
@@ -303,6 +310,8 @@ def _print_report(output: Output, report: MergeReport) -> None:
         output.note(f"went on with an earlier run that was killed: {report.resumed_bytes / 1e6:,.1f} MB were there")
     overall = report.fidelity.overall
     output.text(f"{report.out}: {report.written_bytes / 1e6:,.1f} MB in {report.elapsed_s:.1f} s")
+    if report.hub_requests:
+        output.text(f"read from the Hub: {report.hub_bytes / 1e6:,.1f} MB in {report.hub_requests} requests")
     if overall.cosine is not None and overall.norm_ratio is not None:
         output.text(f"fidelity: cosine {overall.cosine:.4f}, norm ratio {overall.norm_ratio:.4f} of what was asked for")
         rows = [(label, kept) for label, kept in overall.kept.items()]

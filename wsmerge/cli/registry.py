@@ -43,13 +43,13 @@ def publish_command(
 
     Example: wsmerge publish directions/sycophancy --alias good
     """
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
 
     output = Output(as_json=as_json)
-    entry = Store(store).publish(folder, name=name, version=version, aliases=tuple(alias or ()))
+    entry = open_registry(store).publish(folder, name=name, version=version, aliases=tuple(alias or ()))
     output.data(entry_json(entry))
     output.text(f"{entry.label}: version digest {entry.version_digest}")
-    output.text(f"at {entry.path}")
+    output.text(f"at {entry.place}")
 
 
 @app.command("list", rich_help_panel=_PANEL)
@@ -62,10 +62,10 @@ def list_command(
 
     Example: wsmerge list sycophancy
     """
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
 
     output = Output(as_json=as_json)
-    survey = Store(store).survey(name)
+    survey = open_registry(store).survey(name)
     print_entries(output, survey.entries, nothing=None if survey.broken else _EMPTY)
     end_if_broken(output, survey)
 
@@ -74,26 +74,35 @@ def list_command(
 def search_command(
     words: Annotated[list[str] | None, typer.Argument(help="Words that all occur in the metadata.")] = None,
     base: Annotated[str | None, typer.Option(help="Part of the base's name.")] = None,
+    behaviour: Annotated[
+        str | None, typer.Option("--behaviour", "--behavior", help="Part of the direction's name or description.")
+    ] = None,
     kind: Annotated[str | None, typer.Option(help="contrastive, task_vector, composed or bias_only.")] = None,
-    name: Annotated[str | None, typer.Option(help="Part of the name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Part of the name that it is stored under, or of OWNER/REPO.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Part of a dataset's id or path.")] = None,
+    hub: Annotated[
+        bool | None, typer.Option("--hub/--local", help="Only the Hub, or only the local store. Default: both.")
+    ] = None,
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find versions by name, description, base, poles and datasets.
+    """Find directions in the local store and on the Hub, by name, description, base and datasets.
+
+    Without a network, or with HF_HUB_OFFLINE, the local store alone is searched.
 
     Example: wsmerge search honest --base SmolLM2
     """
-    from wsmerge.registry import Store
-    from wsmerge.registry.search import search_entries
+    from wsmerge.cli.found import print_found, search_both
+    from wsmerge.registry import open_registry
+    from wsmerge.registry.search import Wanted
 
+    wanted = Wanted(query=" ".join(words or ()), base=base, behaviour=behaviour, kind=kind, name=name, dataset=dataset)
     output = Output(as_json=as_json)
-    survey = Store(store).survey()
-    looked_at = len(survey.entries)
-    found = search_entries(survey.entries, " ".join(words or ()), base=base, kind=kind, name=name, dataset=dataset)
-    nothing = f"no match among {looked_at} version{'' if looked_at == 1 else 's'}: wsmerge list shows them"
-    print_entries(output, found, nothing=nothing if looked_at or survey.broken else _EMPTY)
-    end_if_broken(output, survey)
+    found = search_both(open_registry(store), wanted, local=not hub, hub=hub is not False, hub_needed=bool(hub))
+    print_found(output, found, empty=_EMPTY)
+    end_if_broken(output, found.survey)
 
 
 @app.command("show", rich_help_panel=_PANEL)
@@ -102,15 +111,20 @@ def show_command(reference: ReferenceText, store: StorePath = None, as_json: AsJ
 
     Example: wsmerge show sycophancy@1.0.0
     """
-    from wsmerge.registry import Store, open_reference
+    from wsmerge.registry import StoreReference, open_reference, open_registry, parse_reference
     from wsmerge.registry.card import norms_by_layer
+    from wsmerge.registry.hub.pins import commits_of
 
     output = Output(as_json=as_json)
-    with open_reference(reference, Store(store)) as direction:
+    shelf = open_registry(store)
+    with open_reference(reference, shelf) as direction:
         manifest = direction.manifest
         output.data(manifest.fields())
         output.text(f"{direction.label}  {manifest.description}".rstrip())
-        output.table(("field", "value"), facts(manifest, direction.path))
+        rows = facts(manifest, direction.files.label)
+        if isinstance(parse_reference(reference), StoreReference):
+            rows += [("pulled from commit", commit) for commit in commits_of(shelf.resolve(direction.label))]
+        output.table(("field", "value"), rows)
         output.text("")
         output.table(("layer", "norm"), list(norms_by_layer(manifest.tensors).items()))
 
@@ -125,10 +139,10 @@ def log_command(
     """
     from dataclasses import asdict
 
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
 
     output = Output(as_json=as_json)
-    events = Store(store).log(name)
+    events = open_registry(store).log(name)
     output.data([asdict(event) for event in events])
     output.table(
         ("time", "what", "alias", "version", "version digest"),
@@ -148,11 +162,11 @@ def tag_command(
 
     Example: wsmerge tag sycophancy@1.0.0 good
     """
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
     from wsmerge.registry.references import parse_store_reference
 
     output = Output(as_json=as_json)
-    shelf = Store(store)
+    shelf = open_registry(store)
     name = parse_store_reference(reference).name
     if delete:
         shelf.untag(name, alias)
@@ -174,11 +188,11 @@ def rm_command(
 
     Example: wsmerge rm sycophancy@0.9.0
     """
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
     from wsmerge.registry.references import parse_store_reference
 
     output = Output(as_json=as_json)
-    removed = Store(store).remove(reference)
+    removed = open_registry(store).remove(reference)
     name = parse_store_reference(reference).name
     output.data({"name": name, "version": removed.version, "version_digest": removed.version_digest})
     output.text(f"{name}@{removed.version} was removed")
@@ -200,10 +214,10 @@ def gc_command(
     """
     from dataclasses import asdict
 
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
 
     output = Output(as_json=as_json)
-    report = Store(store).gc(dry_run=not delete, min_age_s=min_age_s)
+    report = open_registry(store).gc(dry_run=not delete, min_age_s=min_age_s)
     output.data(asdict(report))
     verb = "would free" if report.dry_run else "freed"
     output.text(
@@ -224,11 +238,11 @@ def verify_command(
 
     Example: wsmerge verify sycophancy
     """
-    from wsmerge.registry import Store
+    from wsmerge.registry import open_registry
     from wsmerge.registry.resolve import verify_reference
 
     output = Output(as_json=as_json)
-    shelf = Store(store)
+    shelf = open_registry(store)
     report = shelf.verify() if reference is None else verify_reference(reference, shelf)
     output.data({"versions": list(report.versions), "problems": list(report.problems)})
     report.raise_if_bad()
@@ -241,10 +255,10 @@ def diff_command(left: ReferenceText, right: ReferenceText, store: StorePath = N
 
     Example: wsmerge diff sycophancy@1.0.0 sycophancy@1.1.0
     """
-    from wsmerge.registry import Store, compare_directions, open_reference
+    from wsmerge.registry import compare_directions, open_reference, open_registry
 
     output = Output(as_json=as_json)
-    shelf = Store(store)
+    shelf = open_registry(store)
     with open_reference(left, shelf) as first, open_reference(right, shelf) as second:
         found = compare_directions(first, second)
     output.data(difference_json(found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -48,12 +47,14 @@ def entry_json(entry: Entry) -> dict[str, Any]:
         "created": entry.manifest.created,
         "version_digest": entry.version_digest,
         "content_digest": entry.content_digest,
-        "path": str(entry.path),
+        "path": entry.place,
     }
 
 
 def print_entries(output: Output, entries: Iterable[Entry], *, nothing: str | None) -> None:
     """Versions as a table, or as a JSON list; without any, `nothing` is said beside."""
+    from wsmerge.registry.hub.pins import shown_alias
+
     held = list(entries)
     output.data([entry_json(entry) for entry in held])
     if not held:
@@ -65,7 +66,7 @@ def print_entries(output: Output, entries: Iterable[Entry], *, nothing: str | No
         [
             (
                 entry.label,
-                ", ".join(entry.aliases),
+                ", ".join(map(shown_alias, entry.aliases)),
                 entry.manifest.kind,
                 entry.manifest.base.model,
                 entry.manifest.norm,
@@ -115,7 +116,7 @@ def _leaves(field: str, value: Any) -> Iterator[tuple[str, object]]:  # noqa: AN
         yield field, value
 
 
-def facts(manifest: Manifest, path: Path) -> list[tuple[str, object]]:
+def facts(manifest: Manifest, place: str) -> list[tuple[str, object]]:
     """The rows of `wsmerge show`: field and value."""
     base = manifest.base
     low_rank = sum(row.low_rank for row in manifest.tensors)
@@ -132,7 +133,7 @@ def facts(manifest: Manifest, path: Path) -> list[tuple[str, object]]:
         ("created", manifest.created),
         ("version digest", manifest.version_digest),
         ("content digest", manifest.content_digest),
-        ("folder", path),
+        ("at", place),
     ]
 
 

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import LowRankDelta
+from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.reading import digest_tensors, has_equal_values, tensor_values
 from wsmerge.engine.adapter_keys import Layout, read_contents
 from wsmerge.engine.adapter_tying import Comparison, settle_as_deltas, settle_as_merged
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import path_label
 from wsmerge.engine.lora_settings import LoraSettings, Refusals
-from wsmerge.engine.shards import AnyTensorFile, open_tensor_file, read_json_object
+from wsmerge.engine.shards import AnyTensorFile, ModelFiles, read_json_object, tensor_file_stamp
 from wsmerge.errors import AdapterError
 
 __all__ = ["ADAPTER_CONFIG_FILE", "ADAPTER_TENSOR_FILE", "Adapter", "Layout"]
@@ -46,9 +47,11 @@ class Adapter(Closing):
         base: what it was trained over.
         for_merging: take it as PEFT merges it, which may make two tensors of embeddings that are tied in `base`. Without it
             the adapter has to change tied embeddings as one, and only the input's name is used of them.
+        commit: what has its tensor file, on the Hub, where the folder lacks it.
 
     Attributes:
         path: the adapter folder.
+        commit: as given.
         settings: what `adapter_config.json` says.
         tying: what becomes of embeddings that are tied in `base`.
 
@@ -57,9 +60,12 @@ class Adapter(Closing):
         TensorFileError: a broken file.
     """
 
-    def __init__(self, path: Path, base: Checkpoint, *, for_merging: bool = False) -> None:
+    def __init__(
+        self, path: Path, base: Checkpoint, *, for_merging: bool = False, commit: RepoCommit | None = None
+    ) -> None:
         self.path = path
-        self._file = _open_tensors(path)
+        self.commit = commit
+        self._file = _open_tensors(path, commit)
         try:
             problems = Refusals()
             self.settings = LoraSettings(read_json_object(path / ADAPTER_CONFIG_FILE), problems)
@@ -87,8 +93,8 @@ class Adapter(Closing):
     @property
     def fingerprint(self) -> list[list[str | int]]:
         """Name, size and time of change of its two files: changes when they are written again, without reading them."""
-        stats = [(name, (self.path / name).stat()) for name in (ADAPTER_CONFIG_FILE, self._file.path.name)]
-        return [[name, stat.st_size, str(stat.st_mtime_ns)] for name, stat in stats]
+        stat = (self.path / ADAPTER_CONFIG_FILE).stat()
+        return [[ADAPTER_CONFIG_FILE, stat.st_size, str(stat.st_mtime_ns)], tensor_file_stamp(self._file)]
 
     @property
     def nbytes(self) -> int:
@@ -157,10 +163,11 @@ class Adapter(Closing):
         return np.array_equal(first.b, second.b) and np.array_equal(first.a, second.a)
 
 
-def _open_tensors(path: Path) -> AnyTensorFile:
+def _open_tensors(path: Path, commit: RepoCommit | None) -> AnyTensorFile:
     if not (path / ADAPTER_CONFIG_FILE).is_file():
         raise AdapterError(f"holds no {ADAPTER_CONFIG_FILE}", where=str(path), hint="give the folder that PEFT saved")
+    files = ModelFiles(path, commit)
     for name in (ADAPTER_TENSOR_FILE, _PICKLED_TENSOR_FILE):
-        if (path / name).is_file():
-            return open_tensor_file(path / name)
+        if files.has(name):
+            return files.open(name)
     raise AdapterError(f"holds no {ADAPTER_TENSOR_FILE}", where=str(path), hint="give the folder that PEFT saved")

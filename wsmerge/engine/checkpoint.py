@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.digest import structure_digest
+from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.reading import digest_tensors, has_equal_values
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.engine.locate import path_label
-from wsmerge.engine.shards import AnyTensorFile, open_tensor_files, read_json_object
+from wsmerge.engine.shards import AnyTensorFile, open_tensor_files, read_json_object, tensor_file_stamp
 from wsmerge.engine.tying import tied_pair
 from wsmerge.errors import CheckpointError
 
@@ -34,20 +35,27 @@ class Checkpoint(Closing):
 
     Reads are positional, so threads may share it.
 
+    Args:
+        path: the folder or file.
+        commit: what has the tensor files that the folder lacks, on the Hub; they are read from there by range.
+
     Attributes:
         path: the folder or file.
+        commit: as given.
         config: `config.json` of the folder, empty where there is none.
         specs: every tensor, file by file in the order of their bytes.
 
     Raises:
         CheckpointError: no weights, or an index that does not agree with its files; all problems at once.
         TensorFileError: a truncated or malformed file.
+        HubError: tensor files on the Hub that it does not give.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, commit: RepoCommit | None = None) -> None:
         self.path = path
+        self.commit = commit
         self.config: Mapping[str, Any] = read_json_object((path if path.is_dir() else path.parent) / "config.json")
-        self._files = open_tensor_files(path, self.config)
+        self._files = open_tensor_files(path, self.config, commit)
         self._file_of: dict[str, AnyTensorFile] = {name: file for file in self._files for name in file.specs}
         self.specs: dict[str, TensorSpec] = {name: file.specs[name] for name, file in self._file_of.items()}
 
@@ -58,14 +66,17 @@ class Checkpoint(Closing):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The tensor files."""
+        """The tensor files.
+
+        Raises:
+            TensorFileError: some are on the Hub.
+        """
         return tuple(file.path for file in self._files)
 
     @property
     def fingerprint(self) -> list[list[str | int]]:
         """Name, size and time of change of each file: changes when the files are written again, without reading them."""
-        stats = [(path.name, path.stat()) for path in self.files]
-        return [[name, stat.st_size, str(stat.st_mtime_ns)] for name, stat in stats]
+        return [tensor_file_stamp(file) for file in self._files]
 
     @property
     def nbytes(self) -> int:

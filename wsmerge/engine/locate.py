@@ -7,9 +7,21 @@ import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from wsmerge.core.hub.commit import RepoCommit
+from wsmerge.core.hub.connection import Hub, telling
 from wsmerge.errors import CheckpointError, WsmergeError
 
-__all__ = ["ORIGIN_FILE", "HubSnapshot", "hub_snapshot", "locate_model", "model_name", "origin_of", "path_label"]
+__all__ = [
+    "ORIGIN_FILE",
+    "HubSnapshot",
+    "Located",
+    "hub_snapshot",
+    "locate_model",
+    "locate_streamed",
+    "model_name",
+    "origin_of",
+    "path_label",
+]
 
 ORIGIN_FILE: Final = "wsmerge_origin.json"
 """Beside a checkpoint that was converted: which published model it is (`model`), and how it came about (`origin`)."""
@@ -17,8 +29,8 @@ ORIGIN_FILE: Final = "wsmerge_origin.json"
 _HUB_ID: Final = re.compile(r"^(?P<repo>[\w-][\w.-]*(/[\w-][\w.-]*)?)(@(?P<revision>[^\s@]+))?$")
 _CACHE_FOLDER: Final = "models--"
 # Weights, configuration, tokenizer, and the code without which a custom architecture cannot be loaded again.
-_WANTED: Final = (
-    "*.safetensors",
+_WEIGHTS: Final = "*.safetensors"
+_BESIDE: Final = (
     "*.json",
     "*.jinja",
     "*.model",
@@ -29,10 +41,18 @@ _WANTED: Final = (
     "LICEN[CS]E*",
     "NOTICE*",
 )
+_WANTED: Final = (_WEIGHTS, *_BESIDE)
 # Older models and adapters have nothing else.
 _PICKLED: Final = ("pytorch_model*.bin", "adapter_model.bin")
 # Mistral and Meta publish the same weights twice, the second time in their own layout.
 _UNWANTED: Final = ("*/*.safetensors", "consolidated*.safetensors")
+
+
+class Located(NamedTuple):
+    """Where a model is found: its folder, and the commit on the Hub that has the tensor files which the folder lacks."""
+
+    path: Path
+    commit: RepoCommit | None = None
 
 
 class HubSnapshot(NamedTuple):
@@ -61,6 +81,22 @@ def locate_model(text: str, *, revision: str | None = None, download: bool = Tru
     if match is None or text.startswith(("/", ".", "~")):
         raise CheckpointError("no such folder or file", where=text, hint="check the path, or give a Hub id: owner/name")
     return _download(match["repo"], revision or match["revision"], only_here=not download)
+
+
+def locate_streamed(text: str, hub: Hub, *, revision: str | None = None) -> Located:
+    """As `locate_model`, but of a model on the Hub everything is downloaded except its tensor files.
+
+    Where the Hub may not be asked (`HF_HUB_OFFLINE`), what its cache holds is taken, tensor files included.
+
+    Raises:
+        CheckpointError: there is no such path, and it is no Hub id.
+        HubError: the Hub does not have it, does not give it, or is not reached.
+    """
+    match = _HUB_ID.match(text)
+    if match is None or Path(text).expanduser().exists() or text.startswith(("/", ".", "~")) or hub.offline:
+        return Located(locate_model(text, revision=revision))
+    commit = RepoCommit.resolve(hub, match["repo"], revision or match["revision"])
+    return Located(_download_beside(commit), commit)
 
 
 def model_name(text: str, path: Path) -> str:
@@ -130,6 +166,22 @@ def _download(repo: str, revision: str | None, *, only_here: bool) -> Path:
     except (OSError, transport_error, hub.HFValidationError, hub.XetDownloadError) as error:
         raise _hub_failure(error, repo, revision) from error
     return folder
+
+
+def _download_beside(commit: RepoCommit) -> Path:
+    """The folder of the Hub's cache with all that `commit` has beside its weights."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - a local model needs no Hub client
+
+    with telling(commit.repo, commit.revision):
+        return Path(
+            snapshot_download(
+                commit.repo,
+                revision=commit.commit,
+                allow_patterns=list(_BESIDE),
+                endpoint=commit.hub.endpoint,
+                token=commit.hub.token or False,
+            )
+        )
 
 
 def _hub_failure(error: Exception, repo: str, revision: str | None) -> WsmergeError:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.engine.fidelity import FidelityReport, fidelity_report
 from wsmerge.engine.journal import Journal
 from wsmerge.engine.kernels import kernels_name
@@ -66,6 +67,8 @@ class MergeReport:
         resumed_bytes: of the tensor files, what an earlier run that was killed had written.
         written_bytes: bytes of the tensor files.
         outputs: SHA-256 of each tensor file.
+        hub_bytes: bytes of models and directions that were read from the Hub by range.
+        hub_requests: in how many requests.
     """
 
     out: Path
@@ -75,6 +78,8 @@ class MergeReport:
     resumed_bytes: int
     written_bytes: int
     outputs: Mapping[str, str]
+    hub_bytes: int = 0
+    hub_requests: int = 0
 
 
 def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) -> MergeReport:
@@ -83,6 +88,7 @@ def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) 
     Raises:
         OutputError: the output exists, or cannot be written; nothing is left behind.
         TensorFileError: an input changed or ended while it was read; nothing is left behind.
+        HubError: an input on the Hub could not be read; nothing is left behind.
     """
     started = time.monotonic()
     check_output(job.out, input_paths(plan), plan.write_bytes, overwrite=job.overwrite)
@@ -100,14 +106,17 @@ def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) 
         resumed_bytes=result.resumed_bytes,
         written_bytes=plan.write_bytes,
         outputs=result.shard_digests,
+        hub_bytes=sum(commit.bytes_read for commit in plan.commits),
+        hub_requests=sum(commit.traffic.requests for commit in plan.commits),
     )
 
 
 def input_paths(plan: MergePlan) -> list[Path]:
     """The folders that a merge reads, which its output may not lie over."""
     sources = [*(item.source for item in plan.directions), *plan.inline]
-    paths = [getattr(source, "path", None) for source in sources]
-    return [*(model.path for model in plan.models), *(path for path in paths if isinstance(path, Path))]
+    # A direction whose files lie on no disk has no folder that the output could lie over.
+    folders = [getattr(getattr(source, "files", None), "folder", None) for source in sources]
+    return [*(model.path for model in plan.models), *(folder for folder in folders if isinstance(folder, Path))]
 
 
 def _write_tensors(plan: MergePlan, folder: Path, progress: Progress | None) -> StreamResult:
@@ -145,6 +154,7 @@ def _report(plan: MergePlan, job: MergeJob, result: StreamResult, fidelity: Fide
         "outputs": {
             shard.file: {"bytes": shard.file_bytes, "sha256": result.shard_digests[shard.file]} for shard in plan.shards
         },
+        **({"hub": [_streamed(commit) for commit in plan.commits]} if plan.commits else {}),
         "versions": _versions(),
         "fidelity": fidelity.to_dict(),
         "warnings": _warnings(plan, job, result, fidelity),
@@ -171,6 +181,17 @@ def _models(plan: MergePlan, job: MergeJob) -> list[dict[str, Any]]:
         {"model": label, "files": {str(name): size for name, size, _ in model.fingerprint}}
         for label, model in zip(labels, plan.models, strict=True)
     ]
+
+
+def _streamed(commit: RepoCommit) -> dict[str, Any]:
+    """What was read from the Hub without a copy here."""
+    return {
+        "repository": commit.repo,
+        "revision": commit.revision,
+        "commit": commit.commit,
+        "bytes_read": commit.bytes_read,
+        "requests": commit.traffic.requests,
+    }
 
 
 def _warnings(plan: MergePlan, job: MergeJob, result: StreamResult, fidelity: FidelityReport) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from wsmerge.core.digest import canonical_json, sha256_hex
 from wsmerge.core.dtypes import DType
+from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.tensors import DeltaSource, TensorSpec
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.costs import methods_peak_bytes
@@ -60,6 +61,7 @@ class OpenModel(Protocol):
         """How messages and provenance name it."""
 
     path: Path
+    commit: RepoCommit | None
 
     @property
     def fingerprint(self) -> list[list[str | int]]:
@@ -205,7 +207,19 @@ class MergePlan:
         factors = max((sum(self._delta_bytes(t) for t in x.terms) for x in self.tensors), default=0)
         # Folding k into b makes a second copy of it; one tensor more than there are workers is kept.
         steering = RUNTIME_BYTES + int(blocks) + chunks + 2 * (workers + 1) * factors
-        return steering + methods_peak_bytes(self.tensors, workers, self.draws)
+        return steering + methods_peak_bytes(self.tensors, workers, self.draws) + self._streamed_bytes
+
+    @property
+    def commits(self) -> tuple[RepoCommit, ...]:
+        """Where on the Hub inputs are read by range: repositories at a commit, each once."""
+        sources = [*self.models, *(item.source for item in self.directions), *self.inline]
+        found = (getattr(source, "commit", None) for source in sources)
+        return tuple(dict.fromkeys(commit for commit in found if isinstance(commit, RepoCommit)))
+
+    @property
+    def _streamed_bytes(self) -> int:
+        """What is kept in memory of files on the Hub, at most."""
+        return sum(commit.most_kept_bytes for commit in self.commits)
 
     def _delta_bytes(self, term: Term) -> int:
         source = self.directions[term.direction].source

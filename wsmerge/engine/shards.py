@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from wsmerge.core.hub.commit import RepoCommit
+from wsmerge.core.hub.remote_file import RemoteFile
 from wsmerge.core.tensor_file import TensorFile
 from wsmerge.engine.pickled import PICKLE_SUFFIXES, PickledFile, is_pickled
 from wsmerge.errors import CheckpointError, Problems, TensorFileError
 
-__all__ = ["SINGLE_FILE", "AnyTensorFile", "open_tensor_file", "open_tensor_files", "read_json_object"]
+__all__ = [
+    "SINGLE_FILE",
+    "AnyTensorFile",
+    "ModelFiles",
+    "open_tensor_file",
+    "open_tensor_files",
+    "read_json_object",
+    "tensor_file_name",
+    "tensor_file_stamp",
+]
 
 AnyTensorFile = TensorFile | PickledFile
 """One open file of tensors."""
@@ -30,12 +42,56 @@ _OF_TRAINING: Final = ("training_args.bin", "optimizer.pt", "optimizer.bin", "sc
 _COPY_AGAIN: Final = "the file is damaged or was edited: download or copy it again from where it comes from"
 
 
-def open_tensor_files(path: Path, config: Mapping[str, Any]) -> list[AnyTensorFile]:
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files of a model's folder; tensor files that it lacks are read from the Hub, by range.
+
+    Attributes:
+        folder: the folder.
+        commit: which commit has the rest; None where all is in the folder.
+    """
+
+    folder: Path
+    commit: RepoCommit | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file called `name`."""
+        return (self.folder / name).is_file() or (self.commit is not None and name in self.commit.files)
+
+    def open(self, name: str) -> AnyTensorFile:
+        """Open the tensor file `name`.
+
+        Raises:
+            TensorFileError: it is not there, truncated, malformed, or holds anything but tensors.
+            CheckpointError: it is a pickle on the Hub.
+            HubError: it is on the Hub, which does not give it.
+        """
+        if self.commit is None or (self.folder / name).is_file():
+            return open_tensor_file(self.folder / name)
+        if not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{name} is a pickle, which can only be loaded whole, not streamed",
+                where=self.commit.label,
+                hint="leave --stream out, so that it is downloaded",
+            )
+        remote = self.commit.open(name)
+        file = TensorFile(remote)
+        remote.divide(file.offset(tensor) for tensor in file.specs)
+        return file
+
+
+def open_tensor_files(path: Path, config: Mapping[str, Any], commit: RepoCommit | None = None) -> list[AnyTensorFile]:
     """Open the tensor files of the checkpoint at `path`, a folder or one file, in the order of their names.
+
+    Args:
+        path: the folder or file.
+        config: its `config.json`.
+        commit: what has the tensor files that the folder lacks.
 
     Raises:
         CheckpointError: there are none, or they do not agree with the index; all problems at once.
         TensorFileError: the one file is truncated or malformed.
+        HubError: files on the Hub that it does not give.
     """
     if path.is_file():
         return _open_file_argument(path)
@@ -43,9 +99,10 @@ def open_tensor_files(path: Path, config: Mapping[str, Any]) -> list[AnyTensorFi
         raise CheckpointError("no such folder or file", where=str(path), hint="check the path")
     named = config.get("transformers_weights")
     candidates = [named] if isinstance(named, str) else [SINGLE_FILE, INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE]
+    files = ModelFiles(path, commit)
     for name in candidates:
-        if (path / name).is_file():
-            return _open_shards(path, name) if name.endswith(_INDEX_SUFFIX) else [open_tensor_file(path / name)]
+        if files.has(name):
+            return _open_shards(files, name) if name.endswith(_INDEX_SUFFIX) else [files.open(name)]
     raise _no_weights(path, candidates)
 
 
@@ -56,6 +113,20 @@ def open_tensor_file(path: Path) -> AnyTensorFile:
         TensorFileError: it is not there, truncated, malformed, or holds anything but tensors.
     """
     return PickledFile(path) if is_pickled(path) else TensorFile(path)
+
+
+def tensor_file_name(file: AnyTensorFile) -> str:
+    """Its name, without the folder or address that it lies in."""
+    return file.path.name if isinstance(file, PickledFile) else PurePosixPath(file.label).name
+
+
+def tensor_file_stamp(file: AnyTensorFile) -> list[str | int]:
+    """Name, size, and what changes when the file does: its time of change, or what the Hub says that its content is."""
+    name = tensor_file_name(file)
+    if isinstance(file, TensorFile) and isinstance(file.file, RemoteFile):
+        return [name, file.file.size, file.file.etag]
+    stat = file.path.stat()
+    return [name, stat.st_size, str(stat.st_mtime_ns)]
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -79,24 +150,24 @@ def _open_file_argument(path: Path) -> list[AnyTensorFile]:
     if path.suffix == ".gguf":
         raise _gguf(path)
     if path.name.endswith(_INDEX_SUFFIX):
-        return _open_shards(path.parent, path.name)
+        return _open_shards(ModelFiles(path.parent), path.name)
     return [open_tensor_file(path)]
 
 
-def _open_shards(folder: Path, index_name: str) -> list[AnyTensorFile]:
-    weight_map = _read_index(folder / index_name)
+def _open_shards(files: ModelFiles, index_name: str) -> list[AnyTensorFile]:
+    weight_map = _read_index(files.folder / index_name)
     problems = Problems()
     opened: list[AnyTensorFile] = []
     try:
         for name in sorted(set(weight_map.values())):
-            shard = _open_shard(folder, name, problems)
+            shard = _open_shard(files, name, problems)
             if shard is not None:
                 opened.append(shard)
         _check_agreement(weight_map, opened, problems)
         problems.raise_if_any(
             CheckpointError,
             f"{index_name} and the tensor files do not agree",
-            where=str(folder),
+            where=str(files.folder),
             hint="download or write the checkpoint again",
         )
     except BaseException:
@@ -106,15 +177,15 @@ def _open_shards(folder: Path, index_name: str) -> list[AnyTensorFile]:
     return opened
 
 
-def _open_shard(folder: Path, name: str, problems: Problems) -> AnyTensorFile | None:
+def _open_shard(files: ModelFiles, name: str, problems: Problems) -> AnyTensorFile | None:
     # Hub caches hold links out of their folder, so it is the name that must stay inside, not the file.
     if Path(name).name != name:
         problems.add(f"{name}: the index names a file outside of the folder")
-    elif not (folder / name).is_file():
+    elif not files.has(name):
         problems.add(f"{name}: named by the index, and missing")
     else:
         try:
-            return open_tensor_file(folder / name)
+            return files.open(name)
         except TensorFileError as error:
             for line in error.details or (error.message,):
                 problems.add(f"{name}: {line}")
@@ -132,14 +203,14 @@ def _read_index(file: Path) -> dict[str, str]:
 
 def _check_agreement(weight_map: Mapping[str, str], opened: Sequence[AnyTensorFile], problems: Problems) -> None:
     seen: dict[str, str] = {}
-    for file in opened:
-        for name in file.specs:
+    specs = {tensor_file_name(file): file.specs for file in opened}
+    for file, held in specs.items():
+        for name in held:
             if name in seen:
-                problems.add(f"{name}: in {seen[name]} and in {file.path.name}")
+                problems.add(f"{name}: in {seen[name]} and in {file}")
             elif name not in weight_map:
-                problems.add(f"{name}: in {file.path.name}, and not in the index")
-            seen[name] = file.path.name
-    specs = {file.path.name: file.specs for file in opened}
+                problems.add(f"{name}: in {file}, and not in the index")
+            seen[name] = file
     for name, shard in weight_map.items():
         if shard in specs and name not in specs[shard]:
             problems.add(f"{name}: the index says {shard}, which does not hold it")

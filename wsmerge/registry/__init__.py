@@ -7,7 +7,9 @@ from wsmerge.registry.direction import Direction, open_direction_folder, verify_
 from wsmerge.registry.manifest import Manifest, parse_manifest
 from wsmerge.registry.records import BaseRecord, DatasetRecord, Kind, Layout, ParentRecord, PoleRecord, TensorRecord
 from wsmerge.registry.references import HubReference, PathReference, Reference, StoreReference, parse_reference
+from wsmerge.registry.registry import Registry
 from wsmerge.registry.resolve import open_reference
+from wsmerge.registry.selecting import open_registry
 from wsmerge.registry.store import Store
 from wsmerge.registry.versions import Version
 
@@ -27,6 +29,7 @@ __all__ = [
     "PathReference",
     "PoleRecord",
     "Reference",
+    "Registry",
     "Store",
     "StoreReference",
     "Survey",
@@ -35,6 +38,7 @@ __all__ = [
     "compare_directions",
     "open_direction_folder",
     "open_reference",
+    "open_registry",
     "parse_manifest",
     "parse_reference",
     "verify_direction",

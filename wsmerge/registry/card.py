@@ -1,20 +1,28 @@
-"""What people and the Hub read of an artifact: `README.md` (the card) and `meta.yaml`. Functions of the manifest alone."""
+"""What people and the Hub read of an artifact: `README.md` (the card) and `meta.yaml`.
+
+Both are functions of the manifest; the card is also one of the repository that it is for, the kind of payload, and
+evaluations, which come later than a version. Its front matter has the Hub's own keys, and one of ours:
+
+    direction: {name: formality, version: 1.0.0, about: what the behaviour is}
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
 import yaml
 
 from wsmerge.core.layers import layer_position
+from wsmerge.registry.card_usage import inline, render_usage
 from wsmerge.registry.manifest import Manifest
 from wsmerge.registry.records import DatasetRecord, PoleRecord, TensorRecord
 
-__all__ = ["CARD_FILE", "META_FILE", "norms_by_layer", "render_card", "render_meta"]
+__all__ = ["CARD_FILE", "META_FILE", "Evaluation", "norms_by_layer", "render_card", "render_meta"]
 
 CARD_FILE: Final = "README.md"
 META_FILE: Final = "meta.yaml"
@@ -22,6 +30,21 @@ _BAR_CHARACTERS: Final = 30
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _FILE_SUFFIXES: Final = {".csv", ".json", ".jsonl", ".parquet", ".txt", ".yaml", ".yml"}
 _OTHER: Final = "other tensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Results of measuring one version.
+
+    Attributes:
+        name: what was measured.
+        version_digest: of the version.
+        results: each measure, and its value.
+    """
+
+    name: str
+    version_digest: str
+    results: Mapping[str, float]
 
 
 def render_meta(manifest: Manifest) -> str:
@@ -38,18 +61,34 @@ def render_meta(manifest: Manifest) -> str:
     return _yaml(short)
 
 
-def render_card(manifest: Manifest) -> str:
-    """`README.md`: front matter for the Hub, how to use the direction, and what it is made of."""
+def render_card(
+    manifest: Manifest,
+    *,
+    repo: str | None = None,
+    adapter: bool | None = None,
+    evaluations: Iterable[Evaluation] = (),
+) -> str:
+    """`README.md`: front matter for the Hub, how to use the direction, and what it is made of.
+
+    Args:
+        manifest: of the direction.
+        repo: `owner/name` of the repository that the card is for; None where that is not known.
+        adapter: whether the payload is a PEFT adapter; whether it can be one if None.
+        evaluations: results to be shown; those of other versions are left out.
+    """
+    plain = manifest.plain_adapter if adapter is None else adapter
+    results = [result for result in evaluations if result.version_digest == manifest.version_digest]
     parts = [
-        f"---\n{_yaml(_front_matter(manifest))}---",
+        f"---\n{_yaml(_front_matter(manifest, adapter=plain))}---",
         f"# {manifest.name} {manifest.version}",
         manifest.description,
         (
-            f"A {manifest.kind.replace('_', ' ')} direction in weight space over `{_inline(manifest.base.model)}`. Add "
+            f"A {manifest.kind.replace('_', ' ')} direction in weight space over `{inline(manifest.base.model)}`. Add "
             "`k` times it to the base: a positive `k` strengthens the behaviour, a negative one removes it."
         ),
         "## Use",
-        _usage(manifest),
+        render_usage(manifest, repo=repo, adapter=plain),
+        *_section("Evaluations", ("evaluation", "measure", "value"), _result_rows(results)),
         "## Base",
         _table(("field", "value"), _base_rows(manifest)),
         *_section("Poles", ("pole", "source", "revision", "training"), map(_pole_row, manifest.poles)),
@@ -75,8 +114,8 @@ def norms_by_layer(tensors: Iterable[TensorRecord]) -> dict[str, float]:
     }
 
 
-def _front_matter(manifest: Manifest) -> dict[str, Any]:
-    matter: dict[str, Any] = {"library_name": "peft" if manifest.plain_adapter else "wsmerge"}
+def _front_matter(manifest: Manifest, *, adapter: bool) -> dict[str, Any]:
+    matter: dict[str, Any] = {"library_name": "peft" if adapter else "wsmerge"}
     if _HUB_ID.fullmatch(manifest.base.model):
         matter |= {"base_model": manifest.base.model, "base_model_relation": "adapter"}
     if manifest.licence:
@@ -84,34 +123,19 @@ def _front_matter(manifest: Manifest) -> dict[str, Any]:
     datasets = sorted({data.source for data in manifest.datasets if _on_hub(data.source)})
     if datasets:
         matter["datasets"] = datasets
-    return matter | {"tags": ["wsmerge", "direction", manifest.kind, manifest.name]}
+    matter["tags"] = ["wsmerge", "direction", manifest.kind, manifest.name]
+    # The Hub keeps keys that it does not know, and its list of models gives them without another request.
+    return matter | {"direction": {"name": manifest.name, "version": manifest.version, "about": manifest.description}}
 
 
 def _on_hub(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None and PurePosixPath(source).suffix not in _FILE_SUFFIXES
 
 
-def _usage(manifest: Manifest) -> str:
-    recipe = (
-        f"base_model: {manifest.base.model}\ndirections:\n  - direction: {manifest.label}\n    weight: 0.5\n"
-        "out_dtype: bfloat16"
-    )
-    blocks = [
-        "On the command line:",
-        (
-            "```console\nwsmerge publish ./FOLDER      # this folder, into the local store\n"
-            "wsmerge merge recipe.yaml steered/\n```"
-        ),
-        f"with `recipe.yaml`:\n\n```yaml\n{recipe}\n```",
-        "In Python:",
-        f'```python\nimport wsmerge\n\nwith wsmerge.steer(model, {{"{manifest.label}": 0.5}}):\n    ...\n```',
-    ]
-    if manifest.plain_adapter:
-        blocks += [
-            "Without wsmerge, as a LoRA adapter at `k` = 1:",
-            "```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, FOLDER)\n```",
-        ]
-    return "\n\n".join(blocks)
+def _result_rows(results: Iterable[Evaluation]) -> Iterable[tuple[str, ...]]:
+    for result in results:
+        for measure, value in result.results.items():
+            yield result.name, measure, f"{value:.4g}"
 
 
 def _base_rows(manifest: Manifest) -> list[tuple[str, str]]:
@@ -144,7 +168,7 @@ def _summary(manifest: Manifest) -> str:
     low_rank = sum(row.low_rank for row in manifest.tensors)
     return (
         f"{len(manifest.tensors)} tensors, {low_rank} of them low-rank; Frobenius norm {manifest.norm:.6g}. "
-        f"Modules: {', '.join(f'`{_inline(module)}`' for module in manifest.modules)}."
+        f"Modules: {', '.join(f'`{inline(module)}`' for module in manifest.modules)}."
     )
 
 
@@ -179,11 +203,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{_inline(text)}`" if text else ""
-
-
-def _inline(text: str) -> str:
-    return text.replace("`", "'")
+    return f"`{inline(text)}`" if text else ""
 
 
 def _yaml(value: dict[str, Any]) -> str:

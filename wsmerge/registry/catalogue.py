@@ -1,112 +1,73 @@
-"""What a local store holds: the side that only reads, takes no lock and makes no folder.
+"""What a registry holds: the side that only reads, the same wherever the files lie.
 
-A version is there when its folder is and the log does not say that it was removed; both are read anew at every call,
+A version is there when its files are and the log does not say that it was removed; both are read anew at every call,
 so nothing here can be out of date.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, MutableSequence, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
-from wsmerge.errors import BadReferenceError, DirectionError, NotFoundError, StoreError, UsageError, WsmergeError
-from wsmerge.registry.access import store_reading
-from wsmerge.registry.direction import Direction, open_direction_folder, read_manifest
-from wsmerge.registry.history import Event, History, read_history
-from wsmerge.registry.manifest import Manifest
-from wsmerge.registry.paths import StorePaths, default_root
+from wsmerge.errors import BadReferenceError, DirectionError, NotFoundError, StoreError, UsageError
+from wsmerge.registry.direction import Direction, open_direction, read_manifest
+from wsmerge.registry.entries import Broken, Entry, Survey, error_lines
+from wsmerge.registry.files import ArtifactFiles
+from wsmerge.registry.history import Event, History
 from wsmerge.registry.references import HubReference, PathReference, StoreReference, check_name, parse_reference
 from wsmerge.registry.versions import FIRST_VERSION, Version
 
-__all__ = ["LATEST", "Broken", "Catalogue", "Entry", "Survey"]
+__all__ = ["LATEST", "Broken", "Catalogue", "Entry", "Survey", "error_lines", "is_name", "store_reference"]
 
 LATEST = "latest"
 _SHOWN_VERSIONS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One version in the store.
-
-    Attributes:
-        name: under which it is stored: the manifest's, or `owner/name` of what was pulled.
-        path: its artifact folder, read-only.
-        aliases: that point to it, `latest` among them where it is the one that the bare name means.
-    """
-
-    name: str
-    version: Version
-    path: Path
-    manifest: Manifest
-    version_digest: str
-    content_digest: str
-    aliases: tuple[str, ...]
+class Catalogue(ABC):
+    """The directions of a registry. Where the files lie is up to the class that extends this one."""
 
     @property
-    def label(self) -> str:
-        """`name@version`, a reference that always means this version."""
-        return f"{self.name}@{self.version}"
+    @abstractmethod
+    def place(self) -> str:
+        """How messages name the registry: its folder or address."""
 
+    @abstractmethod
+    def known_names(self) -> tuple[str, ...]:
+        """Names that the registry knows, be it that all their versions were removed; sorted.
 
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A version, or the whole of a name, that cannot be read.
+        Raises:
+            StoreError: the registry cannot be read.
+        """
 
-    Attributes:
-        label: `name@version`, or the name where its log is damaged.
-        error: why.
-    """
+    @abstractmethod
+    def files(self, name: str, version: Version) -> ArtifactFiles:
+        """The files of one version.
 
-    label: str
-    error: WsmergeError
+        Raises:
+            NotFoundError: it is not there, where that is known before a file is read.
+        """
 
-    def __str__(self) -> str:
-        command = f"wsmerge verify {self.label}" if "@" in self.label else self.error.hint or "wsmerge verify"
-        return f"{self.label} cannot be read: {'; '.join(error_lines(self.error))}; next: {command}"
+    @abstractmethod
+    def history(self, name: str) -> History:
+        """What happened to `name`; empty where nothing did.
 
+        Raises:
+            StoreError: the log is damaged, or cannot be read.
+        """
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What can be read of a store, and what cannot."""
+    @abstractmethod
+    def _found(self, name: str) -> Iterable[str]:
+        """What lies where the versions of `name` are: versions, removed ones, and whatever else was put there."""
 
-    entries: tuple[Entry, ...]
-    broken: tuple[Broken, ...]
-
-
-class Catalogue:
-    """The directions of the store in one folder.
-
-    Args:
-        root: the store's folder; `default_root()` if None, looked up now. It need not exist.
-    """
-
-    def __init__(self, root: Path | None = None) -> None:
-        self.paths = StorePaths(root or default_root())
-
-    @property
-    def root(self) -> Path:
-        """The store's folder."""
-        return self.paths.root
+    @abstractmethod
+    def _holds(self, name: str, version: Version) -> bool:
+        """Whether one version is there, be it damaged."""
 
     def names(self) -> tuple[str, ...]:
         """Names that have a version, sorted; one whose log cannot be read has those whose folders are there."""
         return tuple(name for name in self.known_names() if self._versions(name, self._readable_history(name)))
-
-    def known_names(self) -> tuple[str, ...]:
-        """Names that the store has a folder for, be it that all their versions were removed; sorted.
-
-        Raises:
-            StoreError: the store is a file, or may not be read.
-        """
-        try:
-            with store_reading(self.paths.directions):
-                folders = [path for path in self.paths.directions.iterdir() if path.is_dir()]
-        except FileNotFoundError:
-            return ()
-        return tuple(sorted(name for name in map(StorePaths.name_of, folders) if _is_name(name)))
 
     def versions(self, name: str) -> tuple[Entry, ...]:
         """All versions of `name`, oldest first.
@@ -114,7 +75,7 @@ class Catalogue:
         Raises:
             NotFoundError: there are none.
         """
-        history = self._history(name)
+        history = self.history(name)
         versions = self._versions(name, history)
         if not versions:
             raise self._no_such_name(name)
@@ -122,7 +83,7 @@ class Catalogue:
 
     def version_numbers(self, name: str) -> tuple[Version, ...]:
         """The versions of `name`, lowest first; their manifests are not read. Empty where there are none."""
-        return self._versions(name, self._history(name))
+        return self._versions(name, self.history(name))
 
     def list(self) -> tuple[Entry, ...]:
         """Every version in the store, by name and version.
@@ -132,7 +93,7 @@ class Catalogue:
         """
         entries: list[Entry] = []
         for name in self.known_names():
-            history = self._history(name)
+            history = self.history(name)
             entries += self._entries(name, self._versions(name, history), history)
         return tuple(entries)
 
@@ -148,7 +109,7 @@ class Catalogue:
         known = self.known_names()
         for one in known if name is None else (check_name(name),):
             try:
-                history = self._history(one)
+                history = self.history(one)
             except StoreError as error:
                 broken.append(Broken(one, error))
                 continue
@@ -164,14 +125,14 @@ class Catalogue:
         Raises:
             NotFoundError: nothing ever did.
         """
-        events = self._history(name).events
+        events = self.history(name).events
         if not events and not self._versions(name, History()):
             raise self._no_such_name(name)
         return events
 
     def next_version(self, name: str) -> Version:
         """The version that follows all that `name` ever had, removed ones included; 1.0.0 for a new name."""
-        history = self._history(name)
+        history = self.history(name)
         used = [*self._versions(name, history), *map(Version.parse, history.removed)]
         return max(used).next() if used else FIRST_VERSION
 
@@ -185,44 +146,39 @@ class Catalogue:
             BadReferenceError: it does not parse.
         """
         wanted = store_reference(reference)
-        version = self.version_of(wanted)
-        history = self._history(wanted.name)
-        return self._entry(wanted.name, version, self._versions(wanted.name, history), history)
+        version, versions, history = self._select(wanted)
+        return self._entry(wanted.name, version, versions, history)
 
     def version_of(self, reference: str | StoreReference) -> Version:
         """As `resolve`, without reading the version's manifest, unless it is asked for by digest."""
+        return self._select(store_reference(reference))[0]
+
+    def open(self, reference: str | StoreReference) -> Direction:
+        """The direction that `reference` means now, opened; close it after use."""
         wanted = store_reference(reference)
-        history = self._history(wanted.name)
+        version = self.version_of(wanted)
+        return open_direction(self.files(wanted.name, version), label=f"{wanted.name}@{version}")
+
+    def _select(self, wanted: StoreReference) -> tuple[Version, tuple[Version, ...], History]:
+        """The version that `wanted` means, and all versions and the history that told so."""
+        history = self.history(wanted.name)
         versions = self._versions(wanted.name, history)
         if not versions:
             raise self._no_such_name(wanted.name)
         if wanted.selector in ("sha256", "content"):
-            return self._by_digest(wanted, versions, history).version
-        return _by_version_or_alias(wanted, versions, history)
-
-    def open(self, reference: str | StoreReference) -> Direction:
-        """The direction that `reference` means now, opened; close it after use."""
-        entry = self.resolve(reference)
-        return open_direction_folder(entry.path, label=entry.label)
-
-    def _history(self, name: str) -> History:
-        return read_history(self.paths.log(name))
+            return self._by_digest(wanted, versions, history).version, versions, history
+        return _by_version_or_alias(wanted, versions, history), versions, history
 
     def _readable_history(self, name: str) -> History:
-        """As `_history`; empty where the log is damaged."""
+        """As `history`; empty where the log is damaged."""
         try:
-            return self._history(name)
+            return self.history(name)
         except StoreError:
             return History()
 
     def _versions(self, name: str, history: History) -> tuple[Version, ...]:
-        folder = self.paths.versions(name)
-        try:
-            with store_reading(folder):
-                found = [path.name for path in folder.iterdir()]
-        except FileNotFoundError:
-            return ()
         removed = history.removed
+        found = self._found(name)
         return tuple(sorted(Version.parse(text) for text in found if Version.is_version(text) and text not in removed))
 
     def _entries(
@@ -241,18 +197,17 @@ class Catalogue:
         return tuple(entries)
 
     def _entry(self, name: str, version: Version, versions: Sequence[Version], history: History) -> Entry:
-        path = self.paths.version(name, version)
+        files = self.files(name, version)
         try:
-            manifest = read_manifest(path)
+            manifest = read_manifest(files)
         except DirectionError as error:
-            with store_reading(path):
-                damaged = path.is_dir()
-            if damaged:
+            if self._holds(name, version):
                 raise
             raise NotFoundError(f"{name}@{version} was removed at this moment") from error
         targets = {LATEST: str(_latest(versions or (version,), history))} | history.aliases
         aliases = tuple(sorted(alias for alias, target in targets.items() if target == str(version)))
-        return Entry(name, version, path, manifest, manifest.version_digest, manifest.content_digest, aliases)
+        digests = manifest.version_digest, manifest.content_digest
+        return Entry(name, version, files.label, files.folder, manifest, *digests, aliases)
 
     def _by_digest(self, wanted: StoreReference, versions: Sequence[Version], history: History) -> Entry:
         digest_of: Callable[[Entry], str] = (
@@ -281,18 +236,13 @@ class Catalogue:
             hint = "the store is empty: wsmerge publish ./FOLDER puts a direction into it"
         return NotFoundError(
             f"there is no direction {name!r} in the store",
-            where=str(self.paths.root),
+            where=self.place,
             hint=hint or "wsmerge list shows what there is; a folder is written ./FOLDER",
         )
 
 
-def error_lines(error: WsmergeError) -> tuple[str, ...]:
-    """What went wrong, a line a problem and without the next step, to stand in another message."""
-    head = f"{error.where}: {error.message}" if error.where else error.message
-    return tuple(f"{head}: {detail}" for detail in error.details) or (head,)
-
-
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+    """Whether a direction may be called `text`."""
     try:
         check_name(text)
     except BadReferenceError:
@@ -301,29 +251,23 @@ def _is_name(text: str) -> bool:
 
 
 def store_reference(reference: str | StoreReference) -> StoreReference:
-    """`reference` as one of the local store.
+    """`reference` as one of a registry.
 
     Raises:
         BadReferenceError: it does not parse.
-        UsageError: it is a path.
-        StoreError: it is on the Hub.
+        UsageError: it is a path, or on the Hub.
     """
     if isinstance(reference, StoreReference):
         return reference
     parsed = parse_reference(reference)
     if isinstance(parsed, HubReference):
-        raise no_hub(parsed)
+        raise UsageError(
+            f"{reference} is on the Hub, and a direction of the store is needed",
+            hint=f"wsmerge pull {parsed.repo} brings it into the store, as {parsed.repo}@VERSION",
+        )
     if isinstance(parsed, PathReference):
         raise UsageError(f"{reference} is a path, and a direction of the store is needed", hint="write name@version")
     return parsed
-
-
-def no_hub(reference: HubReference) -> StoreError:
-    """What resolving a Hub reference raises in this version."""
-    return StoreError(
-        f"{reference}: this version of wsmerge has no Hub support",
-        hint=f"download the repository, and give the folder: hf download {reference.repo} --local-dir ./FOLDER",
-    )
 
 
 def _by_version_or_alias(wanted: StoreReference, versions: Sequence[Version], history: History) -> Version:

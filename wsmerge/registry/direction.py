@@ -2,7 +2,8 @@
 
     direction.json                              the manifest
     adapter_config.json, adapter_model.safetensors
-        or direction.safetensors (or shards)    the payload
+        or direction.safetensors (or shards)
+        or direction.zarr/                      the payload
     meta.yaml, README.md                        what people and the Hub read
 
 `Direction` is a `DeltaSource`, so what takes deltas takes one.
@@ -41,7 +42,15 @@ from wsmerge.registry.payloads import (
 )
 from wsmerge.registry.records import TensorRecord
 
-__all__ = ["Direction", "artifact_files", "open_direction", "open_direction_folder", "read_manifest", "verify_direction"]
+__all__ = [
+    "Direction",
+    "artifact_files",
+    "check_agreement",
+    "open_direction",
+    "open_direction_folder",
+    "read_manifest",
+    "verify_direction",
+]
 
 _MAX_MANIFEST_BYTES: Final = 100_000_000
 
@@ -59,9 +68,7 @@ class Direction(Closing):
         manifest: its `direction.json`.
     """
 
-    def __init__(
-        self, files: ArtifactFiles, manifest: Manifest, payload: Payload, *, label: str | None = None
-    ) -> None:
+    def __init__(self, files: ArtifactFiles, manifest: Manifest, payload: Payload, *, label: str | None = None) -> None:
         self.files = files
         self.manifest = manifest
         self.payload = payload
@@ -81,6 +88,11 @@ class Direction(Closing):
         if self.files.folder is None:
             raise DirectionError("lies on no disk of this machine", where=self.label, hint="wsmerge pull copies it")
         return self.files.folder
+
+    @property
+    def pinned(self) -> str:
+        """How a published recipe names it: so that the same bytes are found again, where it can be."""
+        return self.label
 
     @cached_property
     def digest(self) -> str:
@@ -187,15 +199,46 @@ def open_direction(files: ArtifactFiles, *, label: str | None = None) -> Directi
         DirectionError: no artifact, or a payload that does not agree with the manifest; every tensor is named.
         ManifestError: a bad `direction.json`.
         TensorFileError: a broken payload.
+        MissingDependencyError: a zarr payload whose codec is not installed.
     """
     manifest = read_manifest(files)
     payload = open_payload(files)
     try:
-        _check_agreement(manifest, payload)
+        check_agreement(manifest, payload)
     except BaseException:
         payload.close()
         raise
     return Direction(files, manifest, payload, label=label)
+
+
+def check_agreement(manifest: Manifest, payload: Payload) -> None:
+    """See that a payload has the arrays that the manifest names, and no others; their bytes are not read.
+
+    Raises:
+        DirectionError: with every array that does not agree.
+    """
+    problems = Problems()
+    if payload.adapter and not manifest.plain_adapter:
+        problems.add("the payload is a PEFT adapter, and PEFT cannot hold a dense delta or one of a tied tensor")
+    specs = payload.specs
+    expected = {key: part for key, _, part in component_keys(manifest.tensors, adapter=payload.adapter)}
+    for key, part in expected.items():
+        spec = specs.get(key)
+        if spec is None:
+            problems.add(f"{key}: missing from the payload")
+        elif (spec.dtype.name, spec.shape) != (part.dtype, part.shape):
+            problems.add(
+                f"{key}: {spec.dtype.name} {list(spec.shape)} in the payload, "
+                f"{part.dtype} {list(part.shape)} in the manifest"
+            )
+    for key in sorted(set(specs) - set(expected)):
+        problems.add(f"{key}: not in the manifest")
+    problems.raise_if_any(
+        DirectionError,
+        "payload and manifest do not agree",
+        where=payload.label,
+        hint="copy the artifact again from its source",
+    )
 
 
 def read_manifest(files: ArtifactFiles | Path) -> Manifest:
@@ -248,6 +291,7 @@ def verify_direction(direction: Direction) -> tuple[str, ...]:
     problems = Problems()
     if direction.payload.adapter:
         _check_adapter_config(direction, problems)
+    _check_repeated_manifest(direction, problems)
     for key, row, part in component_keys(direction.manifest.tensors, adapter=direction.payload.adapter):
         digest = sha256()
         finite = True
@@ -284,31 +328,6 @@ def _hint_for_no_artifact(folder: Path) -> str:
     return "give a folder that wsmerge extract wrote"
 
 
-def _check_agreement(manifest: Manifest, payload: Payload) -> None:
-    problems = Problems()
-    if payload.adapter and not manifest.plain_adapter:
-        problems.add("the payload is a PEFT adapter, and PEFT cannot hold a dense delta or one of a tied tensor")
-    specs = payload.specs
-    expected = {key: part for key, _, part in component_keys(manifest.tensors, adapter=payload.adapter)}
-    for key, part in expected.items():
-        spec = specs.get(key)
-        if spec is None:
-            problems.add(f"{key}: missing from the payload")
-        elif (spec.dtype.name, spec.shape) != (part.dtype, part.shape):
-            problems.add(
-                f"{key}: {spec.dtype.name} {list(spec.shape)} in the payload, "
-                f"{part.dtype} {list(part.shape)} in the manifest"
-            )
-    for key in sorted(set(specs) - set(expected)):
-        problems.add(f"{key}: not in the manifest")
-    problems.raise_if_any(
-        DirectionError,
-        "payload and manifest do not agree",
-        where=payload.label,
-        hint="copy the artifact again from its source",
-    )
-
-
 def _check_adapter_config(direction: Direction, problems: Problems) -> None:
     """The factors alone are not the delta that PEFT applies: its settings scale them and say where they go."""
     expected = adapter_config(direction.manifest.tensors, direction.manifest.base)
@@ -320,6 +339,13 @@ def _check_adapter_config(direction: Direction, problems: Problems) -> None:
     for key, value in expected.items():
         if not isinstance(found, dict) or found.get(key) != value:
             problems.add(f"{ADAPTER_CONFIG_FILE}: {key} is not what the manifest makes it")
+
+
+def _check_repeated_manifest(direction: Direction, problems: Problems) -> None:
+    """A zarr payload names the direction too, for whoever has it alone."""
+    repeated = direction.payload.manifest_text
+    if repeated is not None and repeated.encode() != direction.manifest.canonical_bytes():
+        problems.add(f"{direction.payload.label}: the manifest in its attributes is not {MANIFEST_FILE}")
 
 
 def _contents(files: ArtifactFiles, name: str) -> bytes:

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
 from wsmerge.core.files import make_folder, sync_folder
-from wsmerge.errors import StoreError
+from wsmerge.errors import NotFoundError, StoreError
 from wsmerge.registry.access import store_reading
 
-__all__ = ["Action", "Event", "History", "append_event", "read_history"]
+__all__ = [
+    "Action",
+    "Event",
+    "History",
+    "append_event",
+    "event_lines",
+    "parse_history",
+    "publish_events",
+    "read_history",
+    "untag_event",
+]
 
 Action = Literal["publish", "tag", "untag", "remove"]
 
@@ -81,6 +91,26 @@ class History:
         return {event.version: event.version_digest for event in self.events if event.action == "publish"}
 
 
+def publish_events(history: History, version: str, digest: str, aliases: Sequence[str]) -> list[Event]:
+    """What is missing in `history` once `version` is there and `aliases` are to point to it."""
+    current = history.aliases
+    moved = [alias for alias in dict.fromkeys(aliases) if current.get(alias) != version]
+    published = [] if version in history.published else [Event.now("publish", version, digest)]
+    return published + [Event.now("tag", version, digest, alias) for alias in moved]
+
+
+def untag_event(history: History, name: str, alias: str) -> Event:
+    """What dropping `alias` adds to `history`.
+
+    Raises:
+        NotFoundError: there is no such alias.
+    """
+    target = history.aliases.get(alias)
+    if target is None:
+        raise NotFoundError(f"{name} has no alias {alias}", hint=f"wsmerge list {name} shows them")
+    return Event.now("untag", target, history.published.get(target, ""), alias)
+
+
 def read_history(log: Path) -> History:
     """The history in file `log`; empty where there is none.
 
@@ -92,8 +122,17 @@ def read_history(log: Path) -> History:
             data = log.read_bytes()
     except FileNotFoundError:
         return History()
+    return parse_history(data, where=str(log))
+
+
+def parse_history(data: bytes, *, where: str) -> History:
+    """The history that the bytes of a log tell; `where` is how messages name the log.
+
+    Raises:
+        StoreError: a line that is no event.
+    """
     lines = data[: data.rfind(b"\n") + 1].splitlines()
-    return History(tuple(_event(line, f"{log}:{number}") for number, line in enumerate(lines, 1)))
+    return History(tuple(_event(line, f"{where}:{number}") for number, line in enumerate(lines, 1)))
 
 
 def append_event(log: Path, *events: Event) -> None:
@@ -104,11 +143,16 @@ def append_event(log: Path, *events: Event) -> None:
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)
-        file.write(b"".join(_line(event) for event in events))
+        file.write(event_lines(events))
         file.flush()
         os.fsync(file.fileno())
     if created:
         sync_folder(log.parent)
+
+
+def event_lines(events: Iterable[Event]) -> bytes:
+    """`events` as lines of a log."""
+    return b"".join(_line(event) for event in events)
 
 
 def _line(event: Event) -> bytes:

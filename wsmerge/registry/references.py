@@ -45,8 +45,7 @@ _MAX_CHARACTERS: Final = 96
 _PATH_STARTS: Final = ("./", "../", "/", "~")
 _HUB: Final = "hub:"
 _FORMS: Final = "write name, name@1.2.0, name@alias, name@sha256:DIGEST, or a path that begins with ./ or /"
-
-_NO_HUB: Final = "this version of wsmerge has no Hub support: download the repository, and give its folder: ./FOLDER"
+_HUB_FORMS: Final = "write hub:owner/repo, or hub:owner/repo@REVISION with a version, branch, tag or commit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +173,7 @@ def check_alias(alias: str, *, whole: str | None = None) -> str:
 def _parse_hub(text: str) -> HubReference:
     repo, at, revision = text.removeprefix(_HUB).partition("@")
     if not _PULLED_NAME.fullmatch(repo) or "--" in repo or ".." in repo:
-        raise BadReferenceError(f"{text!r}: {repo!r} is no Hub repository", hint=_NO_HUB)
+        raise BadReferenceError(f"{text!r}: {repo!r} is no Hub repository", hint=_HUB_FORMS)
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise BadReferenceError(f"{text!r}: {revision!r} is no branch, tag or commit", hint=_NO_HUB)
+        raise BadReferenceError(f"{text!r}: {revision!r} is no branch, tag or commit", hint=_HUB_FORMS)
     return HubReference(repo, revision or None)

@@ -11,10 +11,11 @@ from wsmerge.registry.card import CARD_FILE, META_FILE, render_card, render_meta
 from wsmerge.registry.direction import Direction, artifact_files, open_direction_folder, verify_direction
 from wsmerge.registry.manifest import MANIFEST_FILE, Manifest
 from wsmerge.registry.paths import StorePaths
+from wsmerge.registry.payloads import restated_files
 from wsmerge.registry.references import check_name
 from wsmerge.registry.versions import Version
 
-__all__ = ["fill_version", "readdressed"]
+__all__ = ["fill_version", "readdressed", "version_files"]
 
 
 def readdressed(manifest: Manifest, name: str | None, version: str | None) -> Manifest:
@@ -27,6 +28,26 @@ def readdressed(manifest: Manifest, name: str | None, version: str | None) -> Ma
     return manifest.replaced(**changes) if changes else manifest
 
 
+def version_files(direction: Direction, manifest: Manifest) -> dict[str, bytes | None]:
+    """The files of `direction` under `manifest`, by name: their bytes where they are made anew, None where copied.
+
+    Raises:
+        DirectionError: the artifact is not whole.
+    """
+    present = artifact_files(direction.files)
+    files: dict[str, bytes | None] = dict.fromkeys(present)
+    files[MANIFEST_FILE] = manifest.canonical_bytes()
+    renamed = manifest != direction.manifest
+    described = {
+        META_FILE: render_meta(manifest),
+        CARD_FILE: render_card(manifest, adapter=direction.payload.adapter),
+    }
+    files |= {file: text.encode() for file, text in described.items() if renamed or file not in present}
+    if renamed:
+        files |= restated_files(direction.files, manifest.canonical_bytes().decode())
+    return dict(sorted(files.items()))
+
+
 def fill_version(paths: StorePaths, staged: Path, direction: Direction, manifest: Manifest) -> None:
     """Copy the artifact of `direction` into the empty folder `staged` under `manifest`, sync and verify it.
 
@@ -36,18 +57,13 @@ def fill_version(paths: StorePaths, staged: Path, direction: Direction, manifest
         VerificationError: tensors that are not what the manifest says.
         DirectionError: the artifact is not whole.
     """
-    rendered = {MANIFEST_FILE: manifest.canonical_bytes()}
-    present = artifact_files(direction.files)
-    renamed = manifest != direction.manifest
-    for file, render in ((META_FILE, render_meta), (CARD_FILE, render_card)):
-        if renamed or file not in present:
-            rendered[file] = render(manifest).encode()
-    for file in sorted({*present, *rendered}):
-        if file in rendered:
-            place_bytes(paths, rendered[file], staged / file)
-        else:
+    for file, data in version_files(direction, manifest).items():
+        if data is None:
             place_file(paths, direction.files, file, staged / file)
-    sync_folder(staged)
+        else:
+            place_bytes(paths, data, staged / file)
+    for folder in (*(path for path in staged.rglob("*") if path.is_dir()), staged):
+        sync_folder(folder)
     with open_direction_folder(staged, label=direction.label) as copy:
         problems = verify_direction(copy)
     if problems:

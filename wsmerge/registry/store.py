@@ -16,69 +16,72 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from filelock import FileLock, Timeout
 
 from wsmerge.core.files import make_folder, sync_folder
-from wsmerge.errors import ConflictError, NotFoundError, OutputError, StoreError, UsageError
+from wsmerge.errors import OutputError, StoreError
 from wsmerge.registry.access import refuse_file_root, store_reading
-from wsmerge.registry.catalogue import Catalogue, Entry, store_reference
-from wsmerge.registry.compare import Difference, compare_directions
-from wsmerge.registry.direction import Direction, open_direction_folder
+from wsmerge.registry.catalogue import Entry, is_name
+from wsmerge.registry.direction import Direction
+from wsmerge.registry.files import FolderFiles
 from wsmerge.registry.garbage import GarbageReport, collect_garbage
-from wsmerge.registry.history import Event, append_event
+from wsmerge.registry.history import Event, History, append_event, publish_events, read_history, untag_event
 from wsmerge.registry.manifest import Manifest
-from wsmerge.registry.paths import REMOVED_PREFIX
+from wsmerge.registry.paths import REMOVED_PREFIX, StorePaths, default_root
 from wsmerge.registry.references import StoreReference, check_alias, check_name
-from wsmerge.registry.search import search_entries
-from wsmerge.registry.staging import fill_version, readdressed
-from wsmerge.registry.verification import VerificationReport, verify_store, verify_version
+from wsmerge.registry.registry import GARBAGE_AGE_S, Registry
+from wsmerge.registry.staging import fill_version
+from wsmerge.registry.versions import Version
 
 __all__ = ["Store"]
 
 _LOCK_TIMEOUT_S: Final = 120.0
-_GARBAGE_AGE_S: Final = 3600.0
 
 
-class Store(Catalogue):
-    """The local store in one folder: all of `Catalogue`, and what changes it.
+class Store(Registry):
+    """The local store in one folder.
 
     Nothing is made on disk before the first write. Processes and threads may share a store.
+
+    Args:
+        root: the store's folder; `default_root()` if None, looked up now. It need not exist.
     """
 
-    def publish(
-        self,
-        source: Path | Direction,
-        *,
-        name: str | None = None,
-        version: str | None = None,
-        aliases: Sequence[str] = (),
-    ) -> Entry:
-        """Store `source` as a version, whole or not at all.
+    def __init__(self, root: Path | None = None) -> None:
+        self.paths = StorePaths(root or default_root())
 
-        Publishing the same direction again does nothing but move the aliases.
+    @property
+    def root(self) -> Path:
+        """The store's folder."""
+        return self.paths.root
 
-        Args:
-            source: an artifact folder, or an opened direction.
-            name: under which to store it; the manifest's if None. The manifest is rewritten to it, unless it is
-                `owner/name`, which is where a pulled direction is kept as it was.
-            version: the manifest is rewritten to it; the manifest's if None.
-            aliases: that shall point to it.
+    @property
+    def place(self) -> str:
+        """The store's folder, as messages name it."""
+        return str(self.paths.root)
+
+    def known_names(self) -> tuple[str, ...]:
+        """Names that the store has a folder for, be it that all their versions were removed; sorted.
 
         Raises:
-            ConflictError: the version is there with another digest, or was removed.
-            VerificationError: tensors that are not what the manifest says.
-            DirectionError: no artifact, or payload and manifest do not agree.
-            BadReferenceError: a bad name, version or alias.
-            OutputError: the store cannot be written.
+            StoreError: the store is a file, or may not be read.
         """
-        for alias in aliases:
-            check_alias(alias)
-        if isinstance(source, Direction):
-            return self._publish(source, name, version, aliases)
-        with open_direction_folder(source) as direction:
-            return self._publish(direction, name, version, aliases)
+        try:
+            with store_reading(self.paths.directions):
+                folders = [path for path in self.paths.directions.iterdir() if path.is_dir()]
+        except FileNotFoundError:
+            return ()
+        return tuple(sorted(name for name in map(StorePaths.name_of, folders) if is_name(name)))
+
+    def files(self, name: str, version: Version) -> FolderFiles:
+        """The files of one version, in its folder."""
+        return FolderFiles(self.paths.version(name, version))
+
+    def history(self, name: str) -> History:
+        """What the log of `name` tells."""
+        return read_history(self.paths.log(name))
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -100,7 +103,9 @@ class Store(Catalogue):
         self.resolve(f"{check_name(name)}@{target}")  # before the lock makes a folder for a name that is not there
         with self._changing(name):
             entry = self.resolve(f"{name}@{target}")
-            self._move_aliases(entry, (alias,))
+            events = publish_events(self.history(name), str(entry.version), entry.version_digest, (alias,))
+            if events:
+                append_event(self.paths.log(name), *events)
             return self.resolve(f"{name}@{entry.version}")
 
     def untag(self, name: str, alias: str) -> None:
@@ -111,12 +116,7 @@ class Store(Catalogue):
         """
         self.version_of(StoreReference(name))
         with self._changing(name):
-            history = self._history(name)
-            target = history.aliases.get(alias)
-            if target is None:
-                raise NotFoundError(f"{name} has no alias {alias}", hint=f"wsmerge list {name} shows them")
-            digest = history.published.get(target, "")
-            append_event(self.paths.log(name), Event.now("untag", target, digest, alias))
+            append_event(self.paths.log(name), untag_event(self.history(name), name, alias))
 
     def remove(self, reference: str) -> Event:
         """Remove one version and the aliases that point to it; its name is never used again. `gc` frees the bytes.
@@ -127,13 +127,10 @@ class Store(Catalogue):
             UsageError: a bare name, which means another version tomorrow.
             NotFoundError: there is no such version.
         """
-        wanted = store_reference(reference)
-        version = str(self.version_of(wanted))
-        if wanted.selector == "latest":
-            raise UsageError(f"which version of {wanted.name}?", hint=f"name it: {wanted.name}@{version}")
+        wanted, _ = self._to_remove(reference)
         with self._changing(wanted.name):
             version = str(self.version_of(wanted))
-            event = Event.now("remove", version, self._history(wanted.name).published.get(version, ""))
+            event = Event.now("remove", version, self.history(wanted.name).published.get(version, ""))
             append_event(self.paths.log(wanted.name), event)
             make_folder(self.paths.temporary)
             with suppress(FileNotFoundError):  # gc has seen the log already
@@ -141,36 +138,7 @@ class Store(Catalogue):
             sync_folder(self.paths.versions(wanted.name))
             return event
 
-    def diff(self, left: str, right: str) -> Difference:
-        """What changed from version `left` to version `right`."""
-        with self.open(left) as first, self.open(right) as second:
-            return compare_directions(first, second)
-
-    def verify(self, reference: str | None = None) -> VerificationReport:
-        """Hash one version, or all of the store; the report names every problem found."""
-        if reference is None:
-            return verify_store(self)
-        wanted = store_reference(reference)
-        return verify_version(self, wanted.name, self.version_of(wanted))
-
-    def search(
-        self,
-        query: str = "",
-        *,
-        base: str | None = None,
-        kind: str | None = None,
-        name: str | None = None,
-        dataset: str | None = None,
-    ) -> tuple[Entry, ...]:
-        """Versions whose metadata has every word of `query` and every given field; see `search_entries`.
-
-        Raises:
-            UsageError: there is no such kind.
-            WsmergeError: a version or a log cannot be read; `survey` gives the others.
-        """
-        return search_entries(self.list(), query, base=base, kind=kind, name=name, dataset=dataset)
-
-    def gc(self, *, dry_run: bool = True, min_age_s: float = _GARBAGE_AGE_S) -> GarbageReport:
+    def gc(self, *, dry_run: bool = True, min_age_s: float = GARBAGE_AGE_S) -> GarbageReport:
         """Delete removed versions, blobs that nothing uses, and temporary files untouched for `min_age_s` seconds.
 
         Args:
@@ -186,54 +154,51 @@ class Store(Catalogue):
             ]
             return collect_garbage(self.paths, removed, dry_run=dry_run, min_age_s=min_age_s)
 
-    def _publish(self, direction: Direction, name: str | None, version: str | None, aliases: Sequence[str]) -> Entry:
-        manifest = readdressed(direction.manifest, name, version)
-        stored_name = check_name(name or manifest.name)
+    def _found(self, name: str) -> tuple[str, ...]:
+        folder = self.paths.versions(name)
+        try:
+            with store_reading(folder):
+                return tuple(path.name for path in folder.iterdir())
+        except FileNotFoundError:
+            return ()
+
+    def _holds(self, name: str, version: Version) -> bool:
+        path = self.paths.version(name, version)
+        with store_reading(path):
+            return path.is_dir()
+
+    def _publish(self, direction: Direction, name: str, manifest: Manifest, aliases: Sequence[str]) -> Entry:
         with store_reading(self.paths.root):
-            present = self.paths.version(stored_name, manifest.version).exists()
+            present = self.paths.version(name, manifest.version).exists()
         if present:
-            with self._changing(stored_name):
-                return self._commit(stored_name, manifest, None, aliases)
+            with self._changing(name):
+                return self._commit(name, manifest, None, aliases)
         with self._writing(), self._staged() as staged:
             fill_version(self.paths, staged, direction, manifest)
-            with self._changing(stored_name):
-                return self._commit(stored_name, manifest, staged, aliases)
+            with self._changing(name):
+                return self._commit(name, manifest, staged, aliases)
 
     def _commit(self, name: str, manifest: Manifest, staged: Path | None, aliases: Sequence[str]) -> Entry:
         """Make `staged` the version, if it is not there yet; the name's lock is held."""
-        history = self._history(name)
+        history = self.history(name)
         digest, version = manifest.version_digest, manifest.version
         if version in history.removed:
-            self._conflict(name, version, f"was removed (it had digest {history.removed[version]})")
+            raise self._was_removed(name, version, history)
         target = self.paths.version(name, version)
         if target.exists():
             existing = self.resolve(f"{name}@{version}").version_digest
             if existing != digest:
-                self._conflict(name, version, f"is in the store with digest {existing}, and this one has {digest}")
+                raise self._is_taken(name, version, existing, digest)
         elif staged is None:
             raise StoreError(f"{name}@{version} vanished from the store meanwhile", hint="publish it again")
         else:
             make_folder(target.parent)
             staged.rename(target)
             sync_folder(target.parent)
-        if version not in history.published:
-            append_event(self.paths.log(name), Event.now("publish", version, digest))
-        self._move_aliases(self.resolve(f"{name}@{version}"), aliases)
+        events = publish_events(history, version, digest, aliases)
+        if events:
+            append_event(self.paths.log(name), *events)
         return self.resolve(f"{name}@{version}")
-
-    def _move_aliases(self, entry: Entry, aliases: Sequence[str]) -> None:
-        current = self._history(entry.name).aliases
-        version = str(entry.version)
-        moved = [alias for alias in dict.fromkeys(aliases) if current.get(alias) != version]
-        if moved:
-            events = [Event.now("tag", version, entry.version_digest, alias) for alias in moved]
-            append_event(self.paths.log(entry.name), *events)
-
-    def _conflict(self, name: str, version: str, state: str) -> NoReturn:
-        free = self.next_version(name)
-        raise ConflictError(
-            f"{name}@{version} {state}", hint=f"versions never change: publish it as {free} (--version {free})"
-        )
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:

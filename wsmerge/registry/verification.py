@@ -1,4 +1,4 @@
-"""Whether the bytes in a store are what its digests say. Every problem is reported; nothing is mended."""
+"""Whether the bytes in a registry are what its digests say. Every problem is reported; nothing is mended."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from wsmerge.errors import Problems, VerificationError, WsmergeError
-from wsmerge.registry.catalogue import Catalogue, error_lines
-from wsmerge.registry.direction import open_direction_folder, read_manifest, verify_direction
-from wsmerge.registry.history import read_history
+from wsmerge.registry.catalogue import Catalogue
+from wsmerge.registry.direction import open_direction, open_direction_folder, read_manifest, verify_direction
+from wsmerge.registry.entries import error_lines
 from wsmerge.registry.manifest import MANIFEST_FILE
 from wsmerge.registry.versions import Version
 
@@ -87,13 +87,13 @@ def verify_folder(path: Path) -> VerificationReport:
 
 def _verify(catalogue: Catalogue, name: str, version: Version, problems: Problems) -> None:
     label = f"{name}@{version}"
-    path = catalogue.paths.version(name, version)
     try:
-        digest = read_manifest(path).version_digest
-        logged = read_history(catalogue.paths.log(name)).published.get(str(version))
+        files = catalogue.files(name, version)
+        digest = read_manifest(files).version_digest
+        logged = catalogue.history(name).published.get(str(version))
         if logged is not None and logged != digest:
             problems.add(f"{label}: its manifest has digest {digest}, and {logged} was published")
-        with open_direction_folder(path, label=label) as direction:
+        with open_direction(files, label=label) as direction:
             found: Sequence[str] = verify_direction(direction)
     except WsmergeError as error:
         if version not in catalogue.version_numbers(name):

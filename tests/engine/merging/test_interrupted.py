@@ -62,7 +62,9 @@ def finish(recipe: Path, out: Path, **options: bool) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "rng"), [("ties", False), ("slerp", False), ("dare_linear", True)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "rng"), [("ties", False), ("slerp", False), ("model_stock", False), ("dare_linear", True)], ids=str
+)
 def test_a_killed_merge_goes_on_and_gives_the_same_files(models, tmp_path, method, rng):
     recipe = write_recipe(tmp_path, method, models)
     assert finish(recipe, tmp_path / "whole", rng=rng) == 0

@@ -13,7 +13,7 @@ from wsmerge.api.exporting.steering import steering_model
 from wsmerge.api.recipes import plan
 from wsmerge.core.dtypes import F32
 from wsmerge.recipe import ModelReference, parse_recipe
-from wsmerge.registry import Store
+from wsmerge.registry import Registry
 
 __all__ = ["DELTA_NOTE", "Materialised"]
 
@@ -27,7 +27,7 @@ DELTA_NOTE: Final = (
 class Materialised:
     """Models that stand for directions, each made once."""
 
-    def __init__(self, shop: Shop, store: Store | None, exported: Exported) -> None:
+    def __init__(self, shop: Shop, store: Registry | None, exported: Exported) -> None:
         self._shop = shop
         self._store = store
         self._exported = exported

@@ -26,12 +26,12 @@ from wsmerge.engine.merging.references import inline_directions
 from wsmerge.engine.plan import plan_steering
 from wsmerge.errors import RecipeError
 from wsmerge.recipe import ModelPath, ModelReference, Recipe, method_named, model_references
-from wsmerge.registry import Store
+from wsmerge.registry import Registry
 
 __all__ = ["merge_export"]
 
 
-def merge_export(planned: RecipePlan, shop: Shop, store: Store | None) -> Exported:
+def merge_export(planned: RecipePlan, shop: Shop, store: Registry | None) -> Exported:
     """The export of a recipe with a merge method; writes adapters and checkpoints into `shop`.
 
     Raises:
@@ -55,7 +55,7 @@ def merge_export(planned: RecipePlan, shop: Shop, store: Store | None) -> Export
 class _Inline:
     """Puts models in the place of directions."""
 
-    def __init__(self, shop: Shop, store: Store | None, exported: Exported) -> None:
+    def __init__(self, shop: Shop, store: Registry | None, exported: Exported) -> None:
         self._models = Materialised(shop, store, exported)
 
     def replaced(self, document: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

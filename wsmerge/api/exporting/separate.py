@@ -28,12 +28,12 @@ from wsmerge.api.references import ks_of
 from wsmerge.core.dtypes import F32
 from wsmerge.core.layers import layer_position
 from wsmerge.errors import RecipeError
-from wsmerge.registry import Store
+from wsmerge.registry import Registry
 
 __all__ = ["separate_export", "weight_setting"]
 
 
-def separate_export(planned: RecipePlan, shop: Shop, store: Store | None) -> Exported:
+def separate_export(planned: RecipePlan, shop: Shop, store: Registry | None) -> Exported:
     """The export of a recipe without a merge method, its coefficients as parameters of mergekit's.
 
     Raises:

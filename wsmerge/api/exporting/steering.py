@@ -20,12 +20,12 @@ from wsmerge.core.dtypes import F32, F64, DType, dtype_named
 from wsmerge.engine.inputs.adapted import loaded_dtype
 from wsmerge.engine.plan import MergePlan
 from wsmerge.recipe import ModelPath, ModelReference, parse_recipe
-from wsmerge.registry import Store
+from wsmerge.registry import Registry
 
 __all__ = ["add_adapter", "steering_export", "steering_model"]
 
 
-def steering_export(planned: RecipePlan, shop: Shop, store: Store | None) -> Exported:
+def steering_export(planned: RecipePlan, shop: Shop, store: Registry | None) -> Exported:
     """The export of a recipe without a merge method; writes adapter and checkpoint into `shop`.
 
     Raises:
@@ -46,7 +46,7 @@ def steering_export(planned: RecipePlan, shop: Shop, store: Store | None) -> Exp
 
 
 def steering_model(
-    planned: RecipePlan, shop: Shop, store: Store | None, exported: Exported
+    planned: RecipePlan, shop: Shop, store: Registry | None, exported: Exported
 ) -> tuple[ModelReference, DType]:
     """The base of a recipe with its directions as one model reference, and the dtype that its weights have as loaded."""
     reference = planned.recipe.recipe.base_model
@@ -97,7 +97,7 @@ def _adapter_part(planned: RecipePlan, exported: Exported, loaded: DType) -> Fac
 
 
 def _stored_part(
-    planned: RecipePlan, factored: Factored, shop: Shop, store: Store | None
+    planned: RecipePlan, factored: Factored, shop: Shop, store: Registry | None
 ) -> tuple[ModelReference, DType]:
     """A checkpoint with what the adapter leaves out, in a dtype that holds both the base's values and the output's."""
     out = common_dtype(tensor.spec for tensor in planned.merge.tensors)

@@ -103,6 +103,14 @@ def inferred(
             hint="give the folder that holds the file and its config.json",
         )
 
+    streamed = [checkpoint.label for checkpoint in (base, *checkpoints) if checkpoint.commit is not None]
+    if streamed:
+        raise CheckpointError(
+            f"no definition of {name} exists, and mergekit infers one only from tensor files that are here",
+            where=", ".join(dict.fromkeys(streamed)),
+            hint="leave --stream out, so that they are downloaded",
+        )
+
     def reference(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - mergekit's
         # In parts, since a path may hold `@` or `+`.
         return ModelReference(model=ModelPath(path=str(checkpoint.path)), override_architecture=name)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from wsmerge.core.closing import Closing
+from wsmerge.core.hub.connection import Hub
 from wsmerge.core.tensors import TensorInput
 from wsmerge.engine.adapter import Adapter
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.inputs.adapted import adapted_tensor, loaded_dtype
 from wsmerge.engine.inputs.stored import StoredTensor
-from wsmerge.engine.locate import locate_model
+from wsmerge.engine.locate import Located, locate_model, locate_streamed
 from wsmerge.errors import CheckpointError, WsmergeError
 from wsmerge.recipe.merging import ModelPath, ModelReference
 
@@ -96,6 +97,7 @@ class Models(Closing):
         mergekit_bugs: as in `Model`.
         rename: what to open for a path in place of it: an intermediate merge for its name.
         download: whether models that are not on this machine may be downloaded.
+        hub: where tensor files that are not on this machine are read by range; None to download them.
     """
 
     def __init__(
@@ -105,10 +107,13 @@ class Models(Closing):
         mergekit_bugs: bool = False,
         rename: Callable[[str], str] | None = None,
         download: bool = True,
+        hub: Hub | None = None,
     ) -> None:
         self._precise = precise
         self._mergekit_bugs = mergekit_bugs
         self._download = download
+        self._hub = hub if download else None
+        self._located: dict[tuple[str, str | None], Located] = {}
         self._rename = rename or (lambda path: path)
         self._checkpoints: dict[Path, Checkpoint] = {}
         self._adapters: list[Adapter] = []
@@ -121,17 +126,18 @@ class Models(Closing):
             CheckpointError, AdapterError: it is not there, or cannot be read.
         """
         if reference not in self._models:
-            checkpoint = self._checkpoint(self.locate(reference.model))
+            checkpoint = self._checkpoint(self._find(reference.model))
             adapter = None
             if reference.lora is not None:
-                adapter = Adapter(self.locate(reference.lora), checkpoint, for_merging=True)
+                path, commit = self._find(reference.lora)
+                adapter = Adapter(path, checkpoint, for_merging=True, commit=commit)
                 self._adapters.append(adapter)
             self._models[reference] = Model(reference, checkpoint, adapter, self._precise, self._mergekit_bugs)
         return self._models[reference]
 
     def locate(self, path: ModelPath) -> Path:
-        """The folder of a checkpoint or adapter on this machine; downloaded if need be."""
-        return locate_model(self._rename(path.path), revision=path.revision, download=self._download)
+        """The folder of a checkpoint or adapter on this machine; downloaded if need be, all or without its weights."""
+        return self._find(path).path
 
     def open_all(self, references: Iterable[tuple[str, ModelReference]]) -> None:
         """Open what `references` (place in the recipe, reference) name, or raise with all that cannot be opened."""
@@ -160,10 +166,20 @@ class Models(Closing):
         for item in self.files:
             item.close()
 
-    def _checkpoint(self, path: Path) -> Checkpoint:
-        if path not in self._checkpoints:
-            self._checkpoints[path] = Checkpoint(path)
-        return self._checkpoints[path]
+    def _find(self, path: ModelPath) -> Located:
+        """Where a model is; a branch of the Hub is looked up once, so that all places mean the same commit."""
+        key = self._rename(path.path), path.revision
+        if key not in self._located:
+            if self._hub is None:
+                self._located[key] = Located(locate_model(key[0], revision=key[1], download=self._download))
+            else:
+                self._located[key] = locate_streamed(key[0], self._hub, revision=key[1])
+        return self._located[key]
+
+    def _checkpoint(self, located: Located) -> Checkpoint:
+        if located.path not in self._checkpoints:
+            self._checkpoints[located.path] = Checkpoint(*located)
+        return self._checkpoints[located.path]
 
 
 def _raise_failures(failures: list[tuple[str, WsmergeError]]) -> None:

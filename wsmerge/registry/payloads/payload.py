@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -30,6 +30,11 @@ class Payload(Closing):
     adapter: bool = False
 
     @property
+    def manifest_text(self) -> str | None:
+        """The text of the manifest, where the payload repeats it."""
+        return None
+
+    @property
     @abstractmethod
     def specs(self) -> Mapping[str, TensorSpec]:
         """Dtype and shape of each key."""
@@ -37,6 +42,9 @@ class Payload(Closing):
     @abstractmethod
     def fill(self, key: str, start: int, out: NDArray[np.float32]) -> None:
         """Fill `out`, which is not empty, with elements that array `key` has."""
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """Say that of all arrays only `keys` will be read, so that of a remote payload nothing else is fetched."""
 
     def read_into(self, key: str, start: int, out: NDArray[np.float32]) -> None:
         """Fill `out` with the elements of array `key` from element `start` on, row-major.

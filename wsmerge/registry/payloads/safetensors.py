@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsmerge.core.ranges import read_range
+from wsmerge.core.ranges import ExpectingFile, read_range
 from wsmerge.core.tensor_file import TensorFile
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.errors import DirectionError, TensorFileError
@@ -58,6 +58,16 @@ class SafetensorsPayload(Payload):
     def fill(self, key: str, start: int, out: NDArray[np.float32]) -> None:
         """Fill `out` with the elements of array `key` from element `start` on."""
         self._files[key].read_into(key, start * out.itemsize, out.data.cast("B"))
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """Say that of all arrays only `keys` will be read, so that of a remote payload nothing else is fetched."""
+        ranges: dict[TensorFile, list[tuple[int, int]]] = {file: [] for file in self._files.values()}
+        for key in keys:
+            begin = self._files[key].offset(key)
+            ranges[self._files[key]].append((begin, begin + self._specs[key].nbytes))
+        for file, wanted in ranges.items():
+            if isinstance(file.file, ExpectingFile):
+                file.file.expect(wanted)
 
     def close(self) -> None:
         """Close the files; reading afterwards is an error."""

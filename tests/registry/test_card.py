@@ -1,0 +1,140 @@
+"""The card and `meta.yaml`: what the Hub reads of them, and that a bundled direction's card is what the manifest gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+import wsmerge
+from tests.registry.artifacts import SHAPES, about, make_artifact
+from tests.sources import random_direction
+from wsmerge.recipe.load import parse_recipe
+from wsmerge.registry import DatasetRecord, Manifest, open_direction_folder, write_direction
+from wsmerge.registry.card import Evaluation, norms_by_layer, render_card, render_meta
+from wsmerge.registry.direction import read_manifest
+
+BUNDLED = Path(wsmerge.__file__).parent.parent / "directions"
+NAMES = sorted(path.parent.name for path in BUNDLED.glob("*/direction.json"))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Manifest:
+    data = (
+        DatasetRecord(source="acme/letters", pole="plus"),
+        DatasetRecord(source="pairs/train.jsonl", pole="minus", sha256="0" * 64),
+    )
+    folder = make_artifact(
+        tmp_path_factory.mktemp("card") / "a",
+        description="Writes | like a lawyer.",
+        licence="Apache-2.0",
+        datasets=data,
+    )
+    return read_manifest(folder)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> Manifest:
+    folder = tmp_path_factory.mktemp("card") / "dense"
+    with write_direction(folder, random_direction(SHAPES, rank=None), about()) as direction:
+        return direction.manifest
+
+
+def matter_of(card: str) -> Any:
+    return ModelCard(card, ignore_metadata_errors=False).data.to_dict()
+
+
+def blocks(card: str, language: str) -> list[str]:
+    return [part.partition("```")[0] for part in card.split(f"```{language}\n")[1:]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bundled_card_is_what_its_manifest_gives(name):
+    with open_direction_folder(BUNDLED / name) as direction:
+        assert (BUNDLED / name / "README.md").read_text(encoding="utf-8") == render_card(direction.manifest)
+        assert (BUNDLED / name / "meta.yaml").read_text(encoding="utf-8") == render_meta(direction.manifest)
+
+
+def test_the_front_matter_is_what_the_hub_reads(adapter):
+    assert matter_of(render_card(adapter)) == {
+        "library_name": "peft",
+        "base_model": "acme/base",
+        "base_model_relation": "adapter",
+        "license": "apache-2.0",
+        "datasets": ["acme/letters"],
+        "tags": ["wsmerge", "direction", "contrastive", "formal"],
+        "direction": {"name": "formal", "version": "1.0.0", "about": "Writes | like a lawyer."},
+    }
+
+
+def test_the_library_is_peft_where_peft_can_load_it(adapter, dense):
+    assert matter_of(render_card(dense))["library_name"] == "wsmerge"
+    assert matter_of(render_card(adapter, adapter=False))["library_name"] == "wsmerge"
+    assert "PeftModel" in render_card(adapter)
+    for card in (render_card(dense), render_card(adapter, adapter=False)):
+        assert "PeftModel" not in card
+        assert "wsmerge export mergekit recipe.yaml" in card
+
+
+def test_a_base_that_is_no_hub_id_is_not_said_to_be_one(adapter):
+    fields = adapter.fields()
+    local = Manifest.of(fields | {"base": fields["base"] | {"model": "my base"}})
+    assert "base_model" not in matter_of(render_card(local))
+
+
+def test_the_usage_names_the_repository_where_it_is_known(adapter):
+    card = render_card(adapter, repo="acme/formal")
+    assert "wsmerge pull acme/formal@1.0.0" in card
+    assert 'from_pretrained(base_model, "acme/formal", revision="v1.0.0")' in card
+    assert "model: acme/base+acme/formal@v1.0.0" in card
+    assert "FOLDER" not in card
+    assert "wsmerge publish ./FOLDER" in render_card(adapter)
+
+
+@pytest.mark.parametrize("repo", [None, "acme/formal"])
+def test_its_recipes_and_programs_parse(adapter, repo):
+    card = render_card(adapter, repo=repo)
+    recipes = blocks(card, "yaml")
+    assert len(recipes) == 2
+    steered, merged = (parse_recipe(text).recipe for text in recipes)
+    assert [entry.direction for entry in steered.directions] == [f"{repo}@1.0.0" if repo else "formal@1.0.0"]
+    assert merged.merge_method == "task_arithmetic"
+    programs = blocks(card, "python")
+    assert len(programs) == 2
+    for program in programs:
+        compile(program, "card", "exec")
+
+
+def test_the_picture_has_a_bar_a_layer(adapter):
+    norms = norms_by_layer(adapter.tensors)
+    assert list(norms) == ["model.layers.0", "model.layers.1"]
+    (chart,) = blocks(render_card(adapter), "text")
+    assert chart.count("█") > 30
+    assert sum(value**2 for value in norms.values()) == pytest.approx(adapter.norm**2)
+    for label, norm in norms.items():
+        line = next(line for line in chart.splitlines() if line.startswith(label))
+        assert line.count("█") == round(30 * norm / max(norms.values()))
+
+
+def test_evaluations_of_this_version_are_shown(adapter):
+    own = Evaluation("held-out pairs", adapter.version_digest, {"accuracy at k = 1": 0.875})
+    other = Evaluation("of another version", "0" * 64, {"accuracy": 0.1})
+    card = render_card(adapter, evaluations=[own, other])
+    assert "| held-out pairs | accuracy at k = 1 | 0.875 |" in card
+    assert "of another version" not in card
+    assert "## Evaluations" not in render_card(adapter)
+
+
+def test_meta_names_the_digests(adapter):
+    assert yaml.safe_load(render_meta(adapter)) == {
+        "schema": "wsmerge.direction/v1",
+        "name": "formal",
+        "version": "1.0.0",
+        "kind": "contrastive",
+        "base_model": "acme/base",
+        "version_digest": adapter.version_digest,
+        "content_digest": adapter.content_digest,
+    }
