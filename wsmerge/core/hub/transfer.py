@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Target", "Traffic", "Transfer"]
 
+_COUNTED: Final = {"x-hf-download-counter": "1"}
+"""As the Hub's client sends it with every request of a download."""
+
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS: Final = 8
@@ -183,7 +186,7 @@ class Transfer:
         # No compression: ranges are of the file's own bytes. The token is for the Hub alone.
         headers = {"range": f"bytes={start}-{start + count - 1}", "accept-encoding": "identity"}
         if self._is_hub(address):
-            headers |= self._hub.headers
+            headers |= self._hub.headers | _COUNTED
         self._traffic.add(requests=1)
         with telling(self._target.label):
             client = get_session()
