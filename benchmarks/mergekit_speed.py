@@ -148,7 +148,8 @@ def measure(work: Path, command: Sequence[str]) -> Measured:
     (scratch / "tmp").mkdir(parents=True)
     os.sync()
     environment = {**os.environ, "TMPDIR": str(scratch / "tmp"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode, so a clone shall keep its own
+    # An installed package has its bytecode, so a clone shall keep its own.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with (work / "log").open("wb") as log:
         started = time.monotonic()
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603 - fixed programs
