@@ -19,7 +19,7 @@ class Cut:
     """How the work is cut: bytes of a shard, MiB of a block, threads."""
 
     max_shard_bytes: int
-    block_mib: int = 4
+    block_mib: int = 8
     threads: int | None = None
 
 

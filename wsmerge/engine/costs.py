@@ -19,7 +19,7 @@ METHOD_CHUNK_ELEMENTS: Final = 1 << 16
 WINDOW_ELEMENTS: Final = 1 << 16
 """Elements of an input that are read from its file at a time."""
 
-BITS_WINDOW_ELEMENTS: Final = 1 << 18
+BITS_WINDOW_ELEMENTS: Final = 1 << 19
 """Elements of an input that are read at a time where a method takes them as they are stored."""
 
 TORCH_BYTES: Final = 350_000_000

@@ -88,7 +88,7 @@ class PlanOptions:
     """
 
     max_shard_bytes: int = 5_000_000_000
-    block_bytes: int = 4 << 20
+    block_bytes: int = 8 << 20
     threads: int | None = None
 
     def __post_init__(self) -> None:

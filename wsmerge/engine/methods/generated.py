@@ -177,16 +177,21 @@ def norms_loop(inputs: int, base_at: int, drawn: tuple[bool, ...]) -> Loop:
                 _add_magnitude(emit, delta, index, given, 2 * j)
                 _add_magnitude(emit, masked, index, given, 2 * j + 1)
 
-    return make_loop(inputs, 0, _PER_MASK * (inputs - 1), body)
+    return make_loop(inputs, 0, _PER_MASK * (inputs - 1), body, lanes=2 * LANES)
 
 
 def _add_magnitude(emit: Emit, value: Value, index: Value, given: Operands, row: int) -> None:
+    """Add elements to the lanes of `row`: one, or several times 16 from a multiple of 16 on, in their order."""
     build = emit.build
     word = build.and_(build.bitcast(value, emit.type("i32")), emit.constant("i32", 0x7FFFFFFF))
-    exact = build.fpext(build.bitcast(word, emit.type("f32")), emit.type("f64"))
+    magnitude = build.bitcast(word, emit.type("f32"))
     lane = build.add(build.and_(index, index.type(LANES - 1)), index.type(LANES * row))
     pointer = build.gep(build.bitcast(given.out, emit.double_pointer), [lane])
-    emit.store(build.fadd(emit.load(pointer, "f64", 8), exact), pointer, "f64", 8)
+    part = emit.of(min(emit.lanes, LANES))
+    total = part.load(pointer, "f64", 8)
+    for first in range(0, emit.lanes, part.lanes):
+        total = build.fadd(total, build.fpext(emit.part(magnitude, first, part.lanes), part.type("f64")))
+    part.store(total, pointer, "f64", 8)
 
 
 def _first_at(masks: Sequence[MaskKind]) -> int | None:
@@ -267,7 +272,7 @@ def _drawn(emit: Emit, index: Value, numbers: Sequence[Value]) -> Value:
         shift = build.shl(build.and_(element, index.type(1)), index.type(5))
         drawn = build.trunc(build.lshr(word, shift), emit.word)
     else:
-        drawn = build.bitcast(_random_words(emit.halved(), pair, numbers[0]), emit.type("i32"))
+        drawn = build.bitcast(_random_words(emit.of(emit.lanes // 2), pair, numbers[0]), emit.type("i32"))
     return build.icmp_unsigned("<", drawn, emit.spread(build.trunc(numbers[1], emit.word)))
 
 

@@ -100,9 +100,16 @@ class Emit:
         steps = self._ir.Constant(self.type("i64"), list(range(self.lanes)))
         return self.build.add(self.spread(first), steps)
 
-    def halved(self) -> Emit:
-        """Emits on half as many elements at a time; there must be several."""
-        return Emit(self._ir, self.build, self.lanes // 2)
+    def of(self, lanes: int) -> Emit:
+        """Emits on another number of elements at a time."""
+        return Emit(self._ir, self.build, lanes)
+
+    def part(self, value: Value, first: int, count: int) -> Value:
+        """`count` of the lanes of `value`, from lane `first` on."""
+        if count == self.lanes:
+            return value
+        places = self._ir.Constant(self._ir.VectorType(self._scalar["i32"], count), list(range(first, first + count)))
+        return self.build.shuffle_vector(value, value, places)
 
     def load(self, pointer: Value, name: str, align: int) -> Value:
         """The elements at `pointer`, which is one to the scalar type `name`."""
