@@ -57,6 +57,7 @@ class Emit:
         self.build = builder
         self.lanes = lanes
         self._ir = ir
+        self._constants: dict[tuple[str, str], Value] = {}
         self._scalar = {
             "i16": ir.IntType(16),
             "i32": ir.IntType(32),
@@ -81,8 +82,11 @@ class Emit:
         return scalar if self.lanes == 1 else self._ir.VectorType(scalar, self.lanes)
 
     def constant(self, name: str, value: float) -> Value:
-        """The same constant in every lane."""
-        return self._ir.Constant(self.type(name), value if self.lanes == 1 else [value] * self.lanes)
+        """The same constant in every lane, made once a pass: written out for each lane, it would be most of the text."""
+        key = name, repr(value)  # 0.0 and -0.0 are equal, and not the same
+        if key not in self._constants:
+            self._constants[key] = self.spread(self._ir.Constant(self._scalar[name], value))
+        return self._constants[key]
 
     def spread(self, value: Value) -> Value:
         """A scalar in every lane."""
@@ -90,7 +94,7 @@ class Emit:
             return value
         vector = self._ir.VectorType(value.type, self.lanes)
         one = self.build.insert_element(self._ir.Constant(vector, self._ir.Undefined), value, self._scalar["i32"](0))
-        places = self._ir.Constant(self._ir.VectorType(self._scalar["i32"], self.lanes), [0] * self.lanes)
+        places = self._ir.Constant(self._ir.VectorType(self._scalar["i32"], self.lanes), None)  # zeros
         return self.build.shuffle_vector(one, one, places)
 
     def counted(self, first: Value) -> Value:
