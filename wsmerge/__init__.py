@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from wsmerge.api import (
         Details,
         ExportReport,
+        MonitorOptions,
         RecipePlan,
         Settings,
+        SimilarityCallback,
         compose,
         convert,
         export_mergekit,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         extract,
         lint,
         merge,
+        monitor,
         open_direction,
         plan,
         publish,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
         pull_part,
         push,
         search_hub,
+        similarity,
         steer,
     )
     from wsmerge.engine.merge import MergeReport
@@ -51,10 +55,12 @@ __all__ = [
     "ExportReport",
     "Leave",
     "MergeReport",
+    "MonitorOptions",
     "Numerics",
     "PlanOptions",
     "RecipePlan",
     "Settings",
+    "SimilarityCallback",
     "Store",
     "WsmergeError",
     "compose",
@@ -64,6 +70,7 @@ __all__ = [
     "extract",
     "lint",
     "merge",
+    "monitor",
     "open_direction",
     "plan",
     "publish",
@@ -71,6 +78,7 @@ __all__ = [
     "pull_part",
     "push",
     "search_hub",
+    "similarity",
     "steer",
 ]
 

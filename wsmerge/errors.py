@@ -54,6 +54,7 @@ __all__ = [
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_VERIFICATION = 3
+EXIT_THRESHOLD = 4  # of a monitor: no error
 
 
 class WsmergeError(Exception):

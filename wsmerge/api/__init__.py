@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wsmerge.api.export import ExportReport, export_mergekit, export_peft
     from wsmerge.api.hub import pull, pull_part, push, search_hub
     from wsmerge.api.linting import lint
+    from wsmerge.api.monitoring import MonitorOptions, SimilarityCallback, monitor, similarity
     from wsmerge.api.recipes import RecipePlan, check_out, plan
     from wsmerge.api.settings import Settings
     from wsmerge.api.steering import steer
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Details",
     "ExportReport",
+    "MonitorOptions",
     "RecipePlan",
     "Settings",
+    "SimilarityCallback",
     "check_out",
     "compose",
     "convert",
@@ -35,6 +38,7 @@ __all__ = [
     "extract",
     "lint",
     "merge",
+    "monitor",
     "open_direction",
     "plan",
     "publish",
@@ -42,24 +46,29 @@ __all__ = [
     "pull_part",
     "push",
     "search_hub",
+    "similarity",
     "steer",
 ]
 
 _HOMES = {
     "ExportReport": "export",
+    "MonitorOptions": "monitoring",
     "RecipePlan": "recipes",
     "Settings": "settings",
+    "SimilarityCallback": "monitoring",
     "check_out": "recipes",
     "convert": "convert",
     "export_mergekit": "export",
     "export_peft": "export",
     "lint": "linting",
     "merge": "chain",
+    "monitor": "monitoring",
     "plan": "recipes",
     "pull": "hub",
     "pull_part": "hub",
     "push": "hub",
     "search_hub": "hub",
+    "similarity": "monitoring",
     "steer": "steering",
 }
 

@@ -1,0 +1,160 @@
+"""What does monitoring a checkpoint against ten low-rank directions cost, next to reading the checkpoint once?
+
+    python -m benchmarks.monitoring --folder DIR [--size 1.5B] [--ranks 1 4 16 64] [--repeats 3] [--directions 10]
+
+A Llama-shaped bfloat16 checkpoint, its base, and directions over every linear layer, made in --folder and removed again.
+Every time is the least of the repeats, with as many threads as the monitor has:
+
+    read        the checkpoint's bytes into reused buffers of 1 MiB, files in the page cache
+    read cold   the same after the kernel was told to drop the file from its cache
+    update      checkpoint and base read, their difference and its norm: the monitor with no direction's tensors
+    monitor     all of it: the directions read, hashed and multiplied too
+    monitor cold  the same with checkpoint and base dropped from the cache
+
+`CPU s` is processor time of `monitor`, all threads together, which other work on the machine changes less than the wall
+time. `Gflop` is of the products with the directions' factors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from benchmarks.synthetic import SIZES, make_checkpoint, make_direction, make_fine_tune
+from wsmerge.api.monitoring import MonitorOptions, monitor
+from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.registry import open_direction_folder
+from wsmerge.steering.similarity.products import inner_products
+from wsmerge.steering.similarity.update import BaseBlocks, Update
+from wsmerge.steering.similarity.vectors import lay_together
+
+_BLOCK_BYTES: Final = 1 << 20
+
+
+def main() -> None:
+    """Run the benchmark and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="where inputs are made, and removed again")
+    parser.add_argument("--size", choices=list(SIZES), default="1.5B")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--directions", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        base = make_checkpoint(Path(folder) / "base", given.size)
+        tuned = make_fine_tune(base, Path(folder) / "checkpoint-100")
+        os.sync()  # what is not on the disk yet cannot be dropped from the cache
+        reading = _report_reading(base, tuned, given.repeats, given.threads)
+        for rank in given.ranks:
+            _report_rank(rank, Path(folder), reading, given)
+
+
+def _report_reading(base: Path, tuned: Path, repeats: int, threads: int) -> tuple[float, float]:
+    """Print what reading takes; returns seconds of reading the checkpoint warm and cold."""
+    warm = _least(repeats, lambda: _read(tuned, threads))
+    cold = _least(repeats, lambda: _read(tuned, threads), before=lambda: _drop(tuned))
+    _read(tuned, threads)
+    _read(base, threads)
+    update = _least(repeats, lambda: _update_norm(base, tuned, threads))
+    with Checkpoint(tuned) as checkpoint:
+        size = checkpoint.nbytes / 1e9
+    print(f"{size:.2f} GB, {threads} threads; read {warm:.3f} s ({size / warm:.1f} GB/s), read cold {cold:.2f} s")
+    print(f"update {update:.3f} s = {update / warm:.2f} x read", flush=True)
+    head = ("rank", "monitor s", "/ read", "/ cold", "/ update", "cold s", "/ cold", "CPU s", "Gflop", "Gflop/s")
+    print("{:>5} {:>10} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7} {:>8} {:>8}".format(*head))
+    return warm, cold
+
+
+def _report_rank(rank: int, folder: Path, reading: tuple[float, float], given: argparse.Namespace) -> None:
+    base, tuned = folder / "base", folder / "checkpoint-100"
+    directions = [
+        make_direction(folder / f"rank-{rank}-{number}", given.size, rank=rank, seed=number)
+        for number in range(given.directions)
+    ]
+    options = MonitorOptions(threads=given.threads)
+
+    def work() -> None:
+        monitor(base, [Path(item) for item in directions], [tuned], options=options)
+
+    def drop() -> None:
+        _drop(base)
+        _drop(tuned)
+
+    work()  # compiles the kernels and fills the page cache
+    spent = _processor_s(work)
+    os.sync()
+    warm = _least(given.repeats, work)
+    cold = _least(given.repeats, work, before=drop)
+    with Checkpoint(base) as checkpoint, open_direction_folder(directions[0]) as direction:
+        numel = sum(checkpoint.specs[name].numel for name in direction.shapes)
+    gflop = 2 * numel * rank * given.directions / 1e9
+    update = _least(1, lambda: _update_norm(base, tuned, given.threads))
+    print(
+        f"{rank:>5} {warm:10.2f} {warm / reading[0]:7.2f} {warm / reading[1]:7.2f} {warm / update:9.2f} {cold:7.2f} "
+        f"{cold / reading[1]:7.2f} {spent:7.2f} {gflop:8.0f} {gflop / warm:8.0f}",
+        flush=True,
+    )
+
+
+def _read(folder: Path, threads: int) -> None:
+    """Read every byte of the tensors by the reader that the monitor has."""
+    with Checkpoint(folder) as checkpoint:
+        pieces = [
+            (name, start, min(spec.nbytes, start + 16 * _BLOCK_BYTES))
+            for name, spec in checkpoint.specs.items()
+            for start in range(0, spec.nbytes, 16 * _BLOCK_BYTES)
+        ]
+
+        def read(mine: Sequence[tuple[str, int, int]]) -> None:
+            buffer = memoryview(bytearray(_BLOCK_BYTES))
+            for name, first, end in mine:
+                for start in range(first, end, _BLOCK_BYTES):
+                    checkpoint.read_into(name, start, buffer[: end - start])
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(read, [pieces[number::threads] for number in range(threads)]))
+
+
+def _update_norm(base: Path, tuned: Path, threads: int) -> None:
+    with Checkpoint(base) as checkpoint, Update(tuned, BaseBlocks(checkpoint)) as update:
+        gram = inner_products(lay_together([update]), [(0, 0)], threads=threads)
+    if not np.sqrt(gram.values.sum()):
+        raise SystemExit("the checkpoint does not differ from its base")
+
+
+def _drop(folder: Path) -> None:
+    with (folder / "model.safetensors").open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _processor_s(work: Callable[[], None]) -> float:
+    """Processor seconds of `work`, of all threads."""
+    begun = os.times()
+    work()
+    ended = os.times()
+    return ended.user - begun.user + ended.system - begun.system
+
+
+def _least(repeats: int, work: Callable[[], None], before: Callable[[], None] | None = None) -> float:
+    """Seconds of the quickest of some runs of `work`."""
+    times = []
+    for _ in range(repeats):
+        if before is not None:
+            before()
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+if __name__ == "__main__":
+    main()

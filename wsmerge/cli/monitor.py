@@ -1,0 +1,228 @@
+"""Commands that compare directions and training runs in weight space."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, cast
+
+import typer
+
+from wsmerge.cli.options import AsJson, StorePath, store_at
+from wsmerge.cli.output import Output
+from wsmerge.errors import EXIT_THRESHOLD, Problems, UsageError
+
+if TYPE_CHECKING:
+    from wsmerge.steering.similarity.matrix import SimilarityMatrix
+    from wsmerge.steering.similarity.monitoring import Measure
+    from wsmerge.steering.similarity.report import MonitorReport, RunLabel
+
+_PANEL: Final = "Lab"
+
+app = typer.Typer()
+
+
+@app.command("monitor", rich_help_panel=_PANEL)
+def monitor_command(
+    base: Annotated[
+        str, typer.Option("--base", help="The checkpoint that training began with: a folder, or a Hub id.")
+    ],
+    direction: Annotated[
+        list[str], typer.Option("--direction", help="A direction to watch for; give it again for more.")
+    ],
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHECKPOINT]...",
+            help="Checkpoints or LoRA adapters; checkpoint-100 is of step 100. A run's folder stands for all in it.",
+        ),
+    ] = None,
+    control: Annotated[
+        list[str] | None, typer.Option("--control", help="A direction for comparison only; give it again for more.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="CSV with columns checkpoint and label (contaminated or clean): these are compared too."),
+    ] = None,
+    contaminated: Annotated[
+        list[str] | None, typer.Option(help="A checkpoint of a contaminated run; give it again for more.")
+    ] = None,
+    clean: Annotated[
+        list[str] | None, typer.Option(help="A checkpoint of a clean run; give it again for more.")
+    ] = None,
+    measure: Annotated[
+        str,
+        typer.Option(
+            help="Of what threshold, plot and AUROC are: cosine, projection, norm, or one with -without-embeddings."
+        ),
+    ] = "cosine",
+    threshold: Annotated[
+        float | None, typer.Option(help="Leave with exit code 4 if the measure of a direction is this or more.")
+    ] = None,
+    null: Annotated[
+        int, typer.Option("--null", help="Random directions of the same spectrum to draw for each direction.", min=0)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of the random directions.", min=0)] = 0,
+    by: Annotated[str | None, typer.Option(help="Show parts too: layer or module.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write every figure to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the measure over steps to this file (.png, .svg, .pdf).")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Tensors in work at once. Default: cores.", min=1)] = None,
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare what training changed with directions: cosine, projection and norm of checkpoint - base.
+
+    Checkpoints are read once, by blocks; adapters are compared in their factors. The band is where 95 % of the cosines
+    with random directions of the same spectrum lie: exact but for its shape, or drawn (--null N). With labelled runs the
+    AUROC says how well the measure tells contaminated from clean.
+
+    Example: wsmerge monitor --base base/ --direction evil@1.0.0 --threshold 0.05 run/checkpoint-*
+    """
+    from wsmerge.api.monitoring import MonitorOptions, monitor
+
+    output = Output(as_json=as_json)
+    scope = _scope(by)
+    known = _labels(labels, contaminated or (), clean or ())
+    given = list(dict.fromkeys([*(checkpoints or ()), *known]))
+    options = MonitorOptions(control or (), known, null, seed, _measure(measure), threshold, threads)
+    with output.progress("comparing") as progress:
+        report = monitor(base, direction, given, options=options, store=store_at(store), progress=progress)
+    output.data(report.to_dict())
+    _print_report(output, report, scope)
+    if csv_file is not None:
+        report.write_csv(csv_file)
+    if plot is not None:
+        from wsmerge.steering.similarity.plot import plot_monitor
+
+        plot_monitor(report, plot)
+    for item in report.passed:
+        output.warning(
+            f"{item.checkpoint}: {measure} with {item.direction} is {item.value:.4g}, threshold {threshold:g}"
+        )
+    if report.passed:
+        raise typer.Exit(EXIT_THRESHOLD)
+
+
+@app.command("similarity", rich_help_panel=_PANEL)
+def similarity_command(
+    references: Annotated[list[str] | None, typer.Argument(metavar="[REF]...", help="Directions.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The base of the updates: a folder, or a Hub id.")] = None,
+    update: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--update", help="A checkpoint or adapter, for what it changes in --base; give it again for more."
+        ),
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Show a matrix of each part too: layer or module.")] = None,
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the matrix of cosines among directions and the updates of training runs.
+
+    Example: wsmerge similarity sycophancy formality --base base/ --update run/checkpoint-100
+    """
+    from wsmerge.api.monitoring import similarity
+
+    output = Output(as_json=as_json)
+    scope = _scope(by)
+    with output.progress("comparing") as progress:
+        matrix = similarity(references or (), base=base, updates=update or (), store=store_at(store), progress=progress)
+    output.data(matrix.to_dict())
+    for name in matrix.scopes:
+        if name in {"all", "without embeddings"} or (scope and name.startswith(f"{scope} ")):
+            _print_matrix(output, matrix, name)
+
+
+def _print_report(output: Output, report: MonitorReport, scope: str | None) -> None:
+    rows: list[tuple[object, ...]] = []
+    for item in report.checked:
+        for reading in item.readings:
+            whole, without, band = reading.scopes.whole, reading.scopes.without_embeddings, reading.band()
+            name = f"{reading.direction} (control)" if reading.control else reading.direction
+            interval = f"{band.low:+.2g} to {band.high:+.2g}"
+            rows.append((item.name, name, whole.cosine, without.cosine, whole.projection, whole.update_norm, interval))
+    heads = ("checkpoint", "direction", "cosine", "no embeddings", "projection", "norm", "random 95 %")
+    output.table(heads, rows)
+    if scope:
+        parts = [
+            (
+                row["checkpoint"],
+                row["direction"],
+                row["scope"].removeprefix(f"{scope} "),
+                row["cosine"],
+                row["z"],
+                row["update_norm"],
+            )
+            for row in report.rows()
+            if row["scope"].startswith(f"{scope} ")
+        ]
+        output.table(("checkpoint", "direction", scope, "cosine", "z", "norm"), parts)
+    scores = report.auroc()
+    if scores:
+        output.table(("direction", f"AUROC of {report.measure}"), list(scores.items()))
+
+
+def _print_matrix(output: Output, matrix: SimilarityMatrix, scope: str) -> None:
+    cosines, norms = matrix.cosines(scope), matrix.norms(scope)
+    numbers = [str(number + 1) for number in range(len(matrix.labels))]
+    rows = [
+        (number, label, float(norm), *("" if value != value else f"{value:+.4f}" for value in row))  # noqa: PLR0124 - NaN
+        for number, label, norm, row in zip(numbers, matrix.labels, norms, cosines.tolist(), strict=True)
+    ]
+    output.table(("", "", "norm", *numbers), rows, title=scope)
+
+
+def _scope(by: str | None) -> str | None:
+    if by not in {None, "layer", "module"}:
+        raise UsageError(f"{by!r} is no part of a model", where="--by", hint="write layer or module")
+    return by
+
+
+def _measure(text: str) -> Measure:
+    from wsmerge.steering.similarity.monitoring import MEASURES
+
+    if text not in MEASURES:
+        raise UsageError(f"{text!r} is not measured", where="--measure", hint=f"one of {', '.join(MEASURES)}")
+    return text
+
+
+def _labels(
+    file: Path | None, contaminated: list[str] | tuple[str, ...], clean: list[str] | tuple[str, ...]
+) -> dict[str, RunLabel]:
+    """The checkpoints whose group is known; those of `file` are relative to its folder."""
+    from wsmerge.api.monitoring import checkpoints_of
+
+    rows = [*_label_rows(file)] if file is not None else []
+    rows += [(name, "contaminated") for name in contaminated] + [(name, "clean") for name in clean]
+    found: dict[str, RunLabel] = {}
+    problems = Problems()
+    for given, label in rows:
+        for name in checkpoints_of(given):
+            if found.setdefault(name, label) != label:
+                problems.add(f"{name} is both contaminated and clean")
+    problems.raise_if_any(UsageError, "labels that contradict each other", hint="give each checkpoint one label")
+    return found
+
+
+def _label_rows(file: Path) -> list[tuple[str, RunLabel]]:
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            rows = list(csv.DictReader(opened))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"cannot be read: {error}", where=str(file), hint="give a CSV file in UTF-8") from error
+    problems = Problems()
+    found: list[tuple[str, RunLabel]] = []
+    for number, row in enumerate(rows, start=2):
+        name, label = (row.get("checkpoint") or "").strip(), (row.get("label") or "").strip()
+        if not name or label not in {"contaminated", "clean"}:
+            problems.add(f"line {number}: checkpoint {name!r}, label {label!r}")
+            continue
+        beside = file.parent / Path(name).expanduser()
+        found.append((str(beside) if beside.exists() else name, cast("RunLabel", label)))
+    hint = "columns checkpoint and label; a label is contaminated or clean"
+    problems.raise_if_any(UsageError, "lines without a checkpoint and a label", where=str(file), hint=hint)
+    if not found:
+        raise UsageError("names no checkpoint", where=str(file), hint=hint)
+    return found

@@ -1,0 +1,1 @@
+"""Similarity of directions and updates in weight space: inner products, cosines, null bands, monitoring of training."""

@@ -1,0 +1,112 @@
+"""Random directions with the spectrum of a given one: what cosines an update has with directions that mean nothing.
+
+    low-rank    U S V^T with the singular values S of the delta, and random orthogonal U and V
+    dense       normal values scaled to the norm of the delta, which has the same mean and variance of cosines
+
+Tensors, shapes and norms are those of the direction. Factors are drawn by seed, number of the draw, direction and tensor, so
+that neither the order of reading nor the number of threads matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from hashlib import sha256
+from threading import Lock
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsmerge.core.deltas import LowRankDelta
+from wsmerge.core.reading import delta_values
+from wsmerge.core.tensors import BaseIdentity, DeltaSource
+
+__all__ = ["NullDirection"]
+
+_CELL: Final = 1 << 16
+"""Elements of a dense delta that are drawn at once, from a generator of their own."""
+
+Float64 = NDArray[np.float64]
+
+
+class NullDirection:
+    """A random direction with the spectrum of `source`, as a `DeltaSource`; nothing is drawn until it is read.
+
+    Args:
+        source: the direction whose spectrum it has.
+        seed: of all draws.
+        draw: which of the draws.
+    """
+
+    def __init__(self, source: DeltaSource, *, seed: int, draw: int) -> None:
+        self._source = source
+        self._key = (seed, draw)
+        self._scales: dict[str, float] = {}
+        self._lock = Lock()
+        self.label = f"{source.label} (random {draw})"
+        self.digest = ""
+
+    @property
+    def base(self) -> BaseIdentity:
+        """The base of the direction."""
+        return self._source.base
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the direction."""
+        return self._source.shapes
+
+    def rank(self, name: str) -> int | None:
+        """Rank of the factors, at most the smaller side of the tensor; None for a dense delta."""
+        rank = self._source.rank(name)
+        return None if rank is None else min(rank, *self.shapes[name])
+
+    def low_rank(self, name: str) -> LowRankDelta:
+        """Random orthogonal factors with the singular values of the direction's delta, float32."""
+        values = _singular_values(self._source.low_rank(name))
+        generator = self._generator(name)
+        left, right = (_orthogonal(generator, side, values.size) for side in self.shapes[name])
+        return LowRankDelta((left * values).astype(np.float32), np.ascontiguousarray(right.T, np.float32))
+
+    def read_dense(self, name: str, start: int, out: NDArray[np.float32]) -> None:
+        """Fill `out` with elements from `start` on."""
+        scale = self._scale(name)
+        done = 0
+        while done < out.size:
+            cell, skipped = divmod(start + done, _CELL)
+            values = self._generator(name, cell).standard_normal(_CELL)[skipped : skipped + out.size - done]
+            out[done : done + values.size] = scale * values
+            done += values.size
+
+    def _scale(self, name: str) -> float:
+        """What standard normal values are multiplied by for the norm of the direction's delta."""
+        with self._lock:
+            if name not in self._scales:
+                wanted, drawn = 0.0, 0.0
+                numel = math.prod(self.shapes[name])
+                for cell, start in enumerate(range(0, numel, _CELL)):
+                    count = min(_CELL, numel - start)
+                    own = delta_values(self._source, name, start, count)
+                    values = self._generator(name, cell).standard_normal(_CELL)[:count]
+                    wanted += float(own @ own)
+                    drawn += float(values @ values)
+                self._scales[name] = math.sqrt(wanted / drawn) if drawn else 0.0
+            return self._scales[name]
+
+    def _generator(self, name: str, cell: int = 0) -> np.random.Generator:
+        told = f"{self._source.label} {self._source.digest} {name}"  # directions alike must not get draws alike
+        word = int.from_bytes(sha256(told.encode()).digest()[:8], "little")
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._key, word, cell])))
+
+
+def _singular_values(delta: LowRankDelta) -> Float64:
+    rows, columns = (np.linalg.qr(factor.astype(np.float64)).R for factor in (delta.b, delta.a.T))
+    return np.linalg.svd(rows @ columns.T, compute_uv=False)
+
+
+def _orthogonal(generator: np.random.Generator, rows: int, columns: int) -> Float64:
+    """Orthonormal columns, uniformly distributed."""
+    q, r = np.linalg.qr(generator.standard_normal((rows, columns)))
+    found: Float64 = q * np.where(r.diagonal() < 0, -1.0, 1.0)  # without the signs q is not uniform
+    return found

@@ -1,0 +1,212 @@
+"""Inner products of many vectors in one pass: every dense block is read once, and meets all that it is asked against.
+
+    low-rank x low-rank    from the factors, in float64
+    low-rank x dense       blocks of rows of the dense one against the stacked factors: float32 products, float64 sums
+    dense x dense          blocks of elements, float64 sums of their products
+
+Tensors are shared out among threads, each with one thread of the linear algebra library: blocks stay in a core's cache,
+and a tensor's sums do not depend on how many threads there are. Memory is some blocks and the factors of one tensor a
+thread, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsmerge.core.deltas import LowRankDelta
+from wsmerge.engine.kernels import load_kernels
+from wsmerge.errors import NonFiniteError, Problems
+from wsmerge.steering.similarity.factors import Stack, in_groups, inner_of_factors
+from wsmerge.steering.similarity.vectors import Vector
+
+__all__ = ["BLOCK_ELEMENTS", "Gram", "Pair", "inner_products"]
+
+BLOCK_ELEMENTS: Final = 1 << 19
+"""Elements of a dense delta that are worked on at once: 2 MB of float32."""
+
+Progress = Callable[[int, int], None]
+"""Called with elements done and elements in all."""
+
+Pair = tuple[int, int]
+"""Two vectors by their numbers, the lower one first."""
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gram:
+    """Inner products by tensor.
+
+    Attributes:
+        names: the tensors that any vector has.
+        numels: elements of each, float64.
+        values: tensors x vectors x vectors, symmetric; 0 where a vector has no delta, and for pairs not asked for.
+    """
+
+    names: tuple[str, ...]
+    numels: Float64
+    values: Float64
+
+
+def inner_products(
+    vectors: Sequence[Vector], pairs: Collection[Pair], *, threads: int | None = None, progress: Progress | None = None
+) -> Gram:
+    """Inner products of `vectors`, by tensor.
+
+    Args:
+        vectors: laid over common names.
+        pairs: which products are wanted, `(i, i)` for a squared norm.
+        threads: tensors in work at once; None for the number of cores.
+        progress: called with elements done and elements in all.
+
+    Raises:
+        NonFiniteError: products that are NaN or infinite, with the tensors that hold such values.
+    """
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - looks through the loaded libraries
+
+    sizes = {name: math.prod(shape) for vector in vectors for name, shape in vector.shapes.items()}
+    names = tuple(sizes)
+    values = np.zeros((len(names), len(vectors), len(vectors)))
+    work = _Work(vectors, frozenset(pairs))
+    order = sorted(range(len(names)), key=lambda number: -sizes[names[number]])
+    done, total = 0, sum(sizes.values())
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads or _cores()) as pool:
+        running = {pool.submit(work.tensor, names[number]): number for number in order}
+        try:
+            for future in as_completed(running):
+                number = running[future]
+                values[number] = future.result()
+                done += sizes[names[number]]
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    _check_finite(vectors, names, values)
+    return Gram(names, np.array([sizes[name] for name in names], np.float64), values)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_finite(vectors: Sequence[Vector], names: Sequence[str], values: Float64) -> None:
+    problems = Problems()
+    for number in np.flatnonzero(~np.isfinite(values).all(axis=(1, 2))).tolist():
+        wrong = ~np.isfinite(values[number])
+        # A product with a bad vector is bad too: those on the diagonal are at fault, where they were asked for.
+        at_fault = wrong.diagonal() if wrong.diagonal().any() else wrong.any(axis=0)
+        problems.add(
+            f"{names[number]}: {', '.join(vectors[index].label for index in np.flatnonzero(at_fault).tolist())}"
+        )
+    problems.raise_if_any(
+        NonFiniteError, "values that are NaN or infinite", hint="see where training or extraction went wrong"
+    )
+
+
+class _Work:
+    """The products of one tensor after another; threads share it, each with buffers of its own."""
+
+    def __init__(self, vectors: Sequence[Vector], pairs: frozenset[Pair]) -> None:
+        self._vectors = vectors
+        self._pairs = pairs
+        self._local = threading.local()
+        self._dot = load_kernels().dot
+
+    def tensor(self, name: str) -> Float64:
+        """Vectors x vectors: the products of tensor `name`."""
+        gram = np.zeros((len(self._vectors), len(self._vectors)))
+        having = [index for index, vector in enumerate(self._vectors) if name in vector.own]
+        ranks = {index: self._vectors[index].rank(name) for index in having}
+        factored = {index: rank for index, rank in ranks.items() if rank}
+        dense = [index for index in having if ranks[index] is None]
+        met = [index for index in factored if any(self._wants(index, other) for other in dense)]
+        first = True
+        for group in in_groups(met, [factored[index] for index in met]):
+            held = {index: self._factors(index, name) for index in group}
+            self._blocks(name, dense, held, gram, with_dense=first)
+            first = False
+        if first and dense:
+            self._blocks(name, dense, {}, gram, with_dense=True)
+        self._factored(name, list(factored), gram)
+        return np.where(gram == 0, gram.T, gram)
+
+    def _wants(self, one: int, other: int) -> bool:
+        return (min(one, other), max(one, other)) in self._pairs
+
+    def _factors(self, index: int, name: str) -> LowRankDelta:
+        vector = self._vectors[index]
+        return vector.source.low_rank(vector.own[name])
+
+    def _factored(self, name: str, factored: Sequence[int], gram: Float64) -> None:
+        """Products of factored deltas with each other; two are held at a time."""
+        for place, one in enumerate(factored):
+            others = [other for other in factored[place:] if self._wants(one, other)]
+            if not others:
+                continue
+            left = self._factors(one, name)
+            for other in others:
+                gram[one, other] = inner_of_factors(left, left if other == one else self._factors(other, name))
+
+    def _blocks(
+        self, name: str, dense: Sequence[int], held: Mapping[int, LowRankDelta], gram: Float64, *, with_dense: bool
+    ) -> None:
+        """Products of dense deltas with the factored ones in `held`, and with each other where `with_dense`."""
+        stack = Stack.of(list(held.values())) if held else None
+        against = list(held)
+        for first, shape in _cut(self._vectors[dense[0]].shapes[name], by_rows=stack is not None):
+            count = shape[0] * shape[1]
+            values = [self._read(index, name, first * shape[1], count, place) for place, index in enumerate(dense)]
+            for place, one in enumerate(dense):
+                square = self._dot(values[place], values[place])
+                if not math.isfinite(square):
+                    gram[one, one] = square  # told by its tensor once all are done
+                if square == 0 or not math.isfinite(square):  # of a tensor that training left alone, all products are 0
+                    continue
+                if with_dense:
+                    self._add_dense(dense[place:], values[place:], square, gram)
+                if stack is not None and any(self._wants(one, other) for other in against):
+                    room = self._room("product", shape[0] * stack.columns)
+                    gram[one, against] += stack.inner(values[place].reshape(shape), first, room)
+
+    def _add_dense(
+        self, dense: Sequence[int], values: Sequence[NDArray[np.float32]], square: float, gram: Float64
+    ) -> None:
+        """Add the products of the first of `dense` with itself and with those after it."""
+        one = dense[0]
+        if self._wants(one, one):
+            gram[one, one] += square
+        for other, block in zip(dense[1:], values[1:], strict=True):
+            if self._wants(one, other):
+                gram[one, other] += self._dot(values[0], block)
+
+    def _read(self, index: int, name: str, start: int, count: int, place: int) -> NDArray[np.float32]:
+        vector = self._vectors[index]
+        block = self._room(f"block {place}", count)
+        vector.source.read_dense(vector.own[name], start, block)
+        return block
+
+    def _room(self, what: str, count: int) -> NDArray[np.float32]:
+        """`count` elements that this thread alone uses, and that the next call of the same `what` uses again."""
+        rooms: dict[str, NDArray[np.float32]] = self._local.__dict__.setdefault("rooms", {})
+        if what not in rooms or rooms[what].size < count:
+            rooms[what] = np.empty(count, np.float32)
+        return rooms[what][:count]
+
+
+def _cut(shape: tuple[int, ...], *, by_rows: bool) -> Iterator[tuple[int, tuple[int, int]]]:
+    """The first row, and rows x columns, of each block of a tensor; columns are 1 where rows do not matter."""
+    columns = shape[1] if by_rows else 1
+    rows = shape[0] if by_rows else math.prod(shape)
+    step = max(1, BLOCK_ELEMENTS // max(1, columns))
+    for first in range(0, rows, step):
+        yield first, (min(step, rows - first), columns)

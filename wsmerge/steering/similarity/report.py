@@ -1,0 +1,192 @@
+"""What monitoring finds: readings by checkpoint, which passed the threshold, and how well runs are told apart."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from wsmerge.core.tensors import DeltaSource
+from wsmerge.errors import OutputError, UsageError
+from wsmerge.steering.similarity.auroc import auroc
+from wsmerge.steering.similarity.groups import Alignment
+from wsmerge.steering.similarity.monitoring import Measure, Reading
+
+__all__ = ["Checked", "MonitorReport", "Passed", "RunLabel", "step_of"]
+
+RunLabel = Literal["contaminated", "clean"]
+
+_STEP: Final = re.compile(r"(?:^|[-_.])(?:checkpoint|step|iter|epoch)s?[-_]?(?P<step>\d+)$", re.IGNORECASE)
+_COLUMNS: Final = (
+    *("checkpoint", "step", "label", "direction", "control", "scope", "cosine", "projection", "inner"),
+    *("update_norm", "direction_norm", "null_std", "z"),
+)
+
+
+def step_of(path: Path) -> int | None:
+    """The training step that a checkpoint's name tells (`checkpoint-100`), None where it tells none."""
+    match = _STEP.search(path.stem if path.suffix == ".safetensors" else path.name)
+    return int(match["step"]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One checkpoint or adapter.
+
+    Attributes:
+        name: as it was given.
+        step: the training step that its name tells.
+        label: which group of runs it belongs to, where that is known.
+        readings: one for each direction, then one for each control.
+    """
+
+    name: str
+    step: int | None
+    label: RunLabel | None
+    readings: tuple[Reading, ...]
+
+
+class Passed(NamedTuple):
+    """A reading at or above the threshold."""
+
+    checkpoint: str
+    direction: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorReport:
+    """Every checkpoint against every direction.
+
+    Attributes:
+        base: the base's name.
+        checked: in the order in which the checkpoints were given.
+        measure: what the threshold and the AUROC are taken of.
+        threshold: the value from which a reading counts as passed.
+        sources: the directions and controls, closed.
+    """
+
+    base: str
+    checked: tuple[Checked, ...]
+    measure: Measure = "cosine"
+    threshold: float | None = None
+    sources: tuple[DeltaSource, ...] = ()
+
+    @property
+    def passed(self) -> tuple[Passed, ...]:
+        """The readings of watched directions at or above the threshold."""
+        if self.threshold is None:
+            return ()
+        return tuple(
+            Passed(item.name, reading.direction, value)
+            for item in self.checked
+            for reading in item.readings
+            if not reading.control and (value := reading.value(self.measure)) is not None and value >= self.threshold
+        )
+
+    def auroc(self) -> dict[str, float]:
+        """For each direction and control the chance that a contaminated run's measure is above a clean one's.
+
+        Empty where no run has a label.
+
+        Raises:
+            UsageError: labels of one group only, or a labelled run whose measure is not defined.
+        """
+        labelled = [item for item in self.checked if item.label]
+        if not labelled:
+            return {}
+        if len({item.label for item in labelled}) < 2:
+            raise UsageError(
+                f"every labelled run is {labelled[0].label}, so there is nothing to tell apart",
+                hint="label runs of both groups: contaminated and clean",
+            )
+        return {
+            reading.direction: auroc(
+                self._scores(labelled, place, "contaminated"), self._scores(labelled, place, "clean")
+            )
+            for place, reading in enumerate(labelled[0].readings)
+        }
+
+    def _scores(self, labelled: list[Checked], place: int, label: RunLabel) -> list[float]:
+        scores = []
+        for item in labelled:
+            if item.label == label:
+                value = item.readings[place].value(self.measure)
+                if value is None:
+                    raise UsageError(
+                        f"its {self.measure} is not defined: it does not differ from the base", where=item.name
+                    )
+                scores.append(value)
+        return scores
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row for each checkpoint, direction and scope."""
+        for item in self.checked:
+            for reading in item.readings:
+                for scope, found in reading.scopes.named().items():
+                    head = {"checkpoint": item.name, "step": item.step, "label": item.label}
+                    told = {"direction": reading.direction, "control": reading.control, "scope": scope}
+                    yield head | told | _figures(found)
+
+    def write_csv(self, path: Path) -> None:
+        """Write `rows` as CSV.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        try:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, _COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.rows())
+        except OSError as error:
+            raise OutputError(f"cannot be written: {error.strerror}", where=str(path)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "base": self.base,
+            "measure": self.measure,
+            "threshold": self.threshold,
+            "directions": {source.label: source.digest for source in self.sources},
+            "checkpoints": [
+                {
+                    "checkpoint": item.name,
+                    "step": item.step,
+                    "label": item.label,
+                    "readings": [_reading(reading) for reading in item.readings],
+                }
+                for item in self.checked
+            ],
+            "auroc": self.auroc(),
+            "passed": [item._asdict() for item in self.passed],
+        }
+
+
+def _reading(reading: Reading) -> dict[str, Any]:
+    scopes = reading.scopes
+    return {
+        "direction": reading.direction,
+        "control": reading.control,
+        "all": _figures(scopes.whole),
+        "without_embeddings": _figures(scopes.without_embeddings),
+        "null": reading.band()._asdict(),
+        "null_without_embeddings": reading.band(embeddings=False)._asdict(),
+        "layers": {name: _figures(found) for name, found in scopes.layers.items()},
+        "modules": {name: _figures(found) for name, found in scopes.modules.items()},
+    }
+
+
+def _figures(found: Alignment) -> dict[str, float | None]:
+    return {
+        "cosine": found.cosine,
+        "projection": found.projection,
+        "inner": found.inner,
+        "update_norm": found.update_norm,
+        "direction_norm": found.direction_norm,
+        "null_std": found.null_std,
+        "z": found.z,
+    }
