@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsmerge.api import (
+        ChatOptions,
         Details,
         ExportReport,
         MonitorOptions,
         RecipePlan,
         Settings,
         SimilarityCallback,
+        chat,
         compose,
         convert,
         export_mergekit,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
         search_hub,
         similarity,
         steer,
+        steerable,
+        sweep,
     )
     from wsmerge.engine.merge import MergeReport
     from wsmerge.engine.merging.build import Leave
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from wsmerge.registry import Direction, Store
 
 __all__ = [
+    "ChatOptions",
     "Details",
     "Direction",
     "ExportReport",
@@ -63,6 +68,7 @@ __all__ = [
     "SimilarityCallback",
     "Store",
     "WsmergeError",
+    "chat",
     "compose",
     "convert",
     "export_mergekit",
@@ -80,6 +86,8 @@ __all__ = [
     "search_hub",
     "similarity",
     "steer",
+    "steerable",
+    "sweep",
 ]
 
 _HOMES = {

@@ -21,15 +21,19 @@ if TYPE_CHECKING:
     from wsmerge.api.monitoring import MonitorOptions, SimilarityCallback, monitor, similarity
     from wsmerge.api.recipes import RecipePlan, check_out, plan
     from wsmerge.api.settings import Settings
-    from wsmerge.api.steering import steer
+    from wsmerge.api.steering import steer, steerable
+    from wsmerge.api.sweeping import ChatOptions, Conversation, chat, sweep
 
 __all__ = [
+    "ChatOptions",
+    "Conversation",
     "Details",
     "ExportReport",
     "MonitorOptions",
     "RecipePlan",
     "Settings",
     "SimilarityCallback",
+    "chat",
     "check_out",
     "compose",
     "convert",
@@ -48,14 +52,19 @@ __all__ = [
     "search_hub",
     "similarity",
     "steer",
+    "steerable",
+    "sweep",
 ]
 
 _HOMES = {
+    "ChatOptions": "sweeping",
+    "Conversation": "sweeping",
     "ExportReport": "export",
     "MonitorOptions": "monitoring",
     "RecipePlan": "recipes",
     "Settings": "settings",
     "SimilarityCallback": "monitoring",
+    "chat": "sweeping",
     "check_out": "recipes",
     "convert": "convert",
     "export_mergekit": "export",
@@ -70,6 +79,8 @@ _HOMES = {
     "search_hub": "hub",
     "similarity": "monitoring",
     "steer": "steering",
+    "steerable": "steering",
+    "sweep": "sweeping",
 }
 
 

@@ -32,6 +32,7 @@ _ROOMS: Final = MappingProxyType(
         **dict.fromkeys(("publish", "list", "search", "show", "log", "tag", "rm", "gc", "verify", "diff"), "registry"),
         **dict.fromkeys(("push", "pull"), "hub"),
         "convert": "convert",
+        **dict.fromkeys(("chat", "sweep"), "sweeping"),
         **dict.fromkeys(("monitor", "similarity"), "monitor"),
     }
 )

@@ -42,6 +42,12 @@ class Output:
         if not self.as_json:
             self._stdout.print(Text(line))
 
+    def part(self, text: str) -> None:
+        """Print a piece of a result that is still being made, as it is; nothing with JSON."""
+        if not self.as_json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
         """Print rows under headings; nothing with JSON, where `data` says it all. Numbers are set right."""
         if self.as_json:

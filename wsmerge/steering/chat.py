@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 __all__ = ["answer_ids", "pad_id", "prompt_ids"]
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None) -> list[int]:
     """Return the ids of one user message, up to where the assistant's answer begins.
 
-    No system message is given, so a template that has a default one (SmolLM2's has) adds it.
+    Without a system message, a template that has a default one (SmolLM2's has) adds it.
     """
-    return _ids(tokenizer, _rendered(tokenizer, [{"role": "user", "content": prompt}]))
+    return _ids(tokenizer, _rendered(tokenizer, _asked(prompt, system)))
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> list[int]:
+def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, *, system: str | None = None) -> list[int]:
     """Return the ids of the assistant's answer, the end of its turn included.
 
     The answer is tokenised apart from the prompt: these are the tokens that the model itself would generate. What the
@@ -29,9 +29,9 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> 
     Raises:
         UsageError: the template renders the prompt in another way once an answer follows.
     """
-    user = {"role": "user", "content": prompt}
-    before = _rendered(tokenizer, [user])
-    whole = _rendered(tokenizer, [user, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+    asked = _asked(prompt, system)
+    before = _rendered(tokenizer, asked)
+    whole = _rendered(tokenizer, [*asked, {"role": "assistant", "content": answer}], add_generation_prompt=False)
     if not whole.startswith(before):
         raise UsageError(
             "the chat template renders a prompt with an answer differently from the prompt alone",
@@ -50,6 +50,11 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
         if isinstance(token_id, int):
             return token_id
     return 0
+
+
+def _asked(prompt: str, system: str | None) -> list[dict[str, str]]:
+    user = {"role": "user", "content": prompt}
+    return [user] if system is None else [{"role": "system", "content": system}, user]
 
 
 def _rendered(

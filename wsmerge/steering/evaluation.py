@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from wsmerge.errors import NonFiniteError, UsageError
+from wsmerge.steering.bootstrap import Interval, difference_interval, mean_interval
 from wsmerge.steering.chat import answer_ids, pad_id, prompt_ids
 from wsmerge.steering.pairs import Pair
 
@@ -23,19 +24,18 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ChoiceScores", "Interval", "Perplexity", "generate", "perplexity", "score_choices"]
+__all__ = [
+    "ChoiceScores",
+    "Interval",
+    "Perplexity",
+    "TextLosses",
+    "generate",
+    "perplexity",
+    "score_choices",
+    "text_losses",
+]
 
-_RESAMPLES = 2000
 _MAX_LENGTH = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class ChoiceScores:
     @property
     def rate(self) -> Interval:
         """The share of pairs whose plus answer is preferred."""
-        return _bootstrap(self.margins > self.threshold)
+        return mean_interval(self.margins > self.threshold)
 
     @property
     def mean_margin(self) -> Interval:
         """The mean margin, in nats per token."""
-        return _bootstrap(self.margins)
+        return mean_interval(self.margins)
 
     def on(self, claim: Literal["true", "false"]) -> ChoiceScores:
         """Return the scores of the pairs with true claims or of those with false ones.
@@ -91,9 +91,20 @@ class ChoiceScores:
         """
         false = self.on("false").margins > self.threshold
         true = self.on("true").margins > self.threshold
-        generator = np.random.default_rng(0)
-        differences = _resampled_means(false, generator) - _resampled_means(true, generator)
-        return _interval(float(false.mean() - true.mean()), differences)
+        return difference_interval(false, true)
+
+
+@dataclass(frozen=True, slots=True)
+class TextLosses:
+    """What several texts cost a model.
+
+    Attributes:
+        nats: float64 `[texts]`; negative log-probability of each text's tokens, given those before them.
+        tokens: int64 `[texts]`; how many tokens of each were predicted, 0 of a text without two tokens.
+    """
+
+    nats: npt.NDArray[np.float64]
+    tokens: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +132,7 @@ def score_choices(
     *,
     batch_size: int = 16,
     threshold: float = 0.0,
+    system: str | None = None,
 ) -> ChoiceScores:
     """Score the two answers of every pair, given its prompt in the model's chat template.
 
@@ -132,6 +144,7 @@ def score_choices(
         items: the pairs, each with two different answers.
         batch_size: prompts a batch.
         threshold: see `ChoiceScores`.
+        system: a system message before every prompt; None for none, or the template's default.
 
     Raises:
         UsageError: there are no pairs, or one has the same two answers.
@@ -140,7 +153,7 @@ def score_choices(
     same = tuple(pair.id for pair in items if pair.plus == pair.minus)
     if same or not items:
         raise UsageError("nothing to choose between", details=same, hint="score pairs with two different answers")
-    choices = [_encode_choice(tokenizer, pair) for pair in items]
+    choices = [_encode_choice(tokenizer, pair, system) for pair in items]
     margins = np.empty(len(items), dtype=np.float64)
     with torch.inference_mode():
         for rows in _batches([len(choice.prompt) for choice in choices], batch_size):
@@ -162,22 +175,43 @@ def perplexity(
         UsageError: no text has two tokens.
         NonFiniteError: the perplexity is not finite.
     """
+    losses = text_losses(model, tokenizer, texts, batch_size=batch_size)
+    tokens = int(losses.tokens.sum())
+    return Perplexity(float(losses.nats.sum()) / tokens, tokens)
+
+
+def text_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 4
+) -> TextLosses:
+    """Return what each of several texts costs; see `perplexity`.
+
+    Raises:
+        UsageError: no text has two tokens.
+        NonFiniteError: a text's log-probability is not finite.
+    """
     encoded: list[list[int]] = [tokenizer(text)["input_ids"] for text in texts]
-    pieces = [ids[start : start + _MAX_LENGTH] for ids in encoded for start in range(0, len(ids), _MAX_LENGTH)]
-    pieces = [piece for piece in pieces if len(piece) > 1]
+    cut = [
+        (text, ids[start : start + _MAX_LENGTH])
+        for text, ids in enumerate(encoded)
+        for start in range(0, len(ids), _MAX_LENGTH)
+    ]
+    pieces = [(text, piece) for text, piece in cut if len(piece) > 1]
     if not pieces:
         raise UsageError("no text to take the perplexity of")
-    total, tokens = 0.0, 0
+    losses = TextLosses(np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64))
     with torch.inference_mode():
-        for rows in _batches([len(piece) for piece in pieces], batch_size):
-            ids, mask = _padded([pieces[row] for row in rows], pad_id(tokenizer), left=False)
+        for rows in _batches([len(piece) for _, piece in pieces], batch_size):
+            ids, mask = _padded([pieces[row][1] for row in rows], pad_id(tokenizer), left=False)
             ids, mask = ids.to(model.device), mask.to(model.device)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            total -= float(_log_probs(logits[:, :-1], ids[:, 1:])[mask[:, 1:].bool()].double().sum())
-            tokens += int(mask[:, 1:].sum())
-    if not math.isfinite(total):
-        raise NonFiniteError(f"the log-probability of the texts is {-total}", hint="use a smaller coefficient")
-    return Perplexity(total / tokens, tokens)
+            nats = -(_log_probs(logits[:, :-1], ids[:, 1:]).double() * mask[:, 1:]).sum(dim=1)
+            owners = [pieces[row][0] for row in rows]
+            np.add.at(losses.nats, owners, nats.cpu().numpy())
+            np.add.at(losses.tokens, owners, mask[:, 1:].sum(dim=1).cpu().numpy())
+    if not np.isfinite(losses.nats).all():
+        total = -float(losses.nats.sum())
+        raise NonFiniteError(f"the log-probability of the texts is {total}", hint="use a smaller coefficient")
+    return losses
 
 
 def generate(
@@ -187,9 +221,10 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int = 16,
+    system: str | None = None,
 ) -> list[str]:
     """Answer each prompt greedily, in the model's chat template; special tokens are left out of the text."""
-    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    encoded = [prompt_ids(tokenizer, prompt, system=system) for prompt in prompts]
     answers = [""] * len(prompts)
     with torch.inference_mode():
         for rows in _batches([len(ids) for ids in encoded], batch_size):
@@ -216,11 +251,11 @@ class _Choice:
     minus: list[int]
 
 
-def _encode_choice(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> _Choice:
+def _encode_choice(tokenizer: PreTrainedTokenizerBase, pair: Pair, system: str | None) -> _Choice:
     return _Choice(
-        prompt_ids(tokenizer, pair.prompt),
-        answer_ids(tokenizer, pair.prompt, pair.plus),
-        answer_ids(tokenizer, pair.prompt, pair.minus),
+        prompt_ids(tokenizer, pair.prompt, system=system),
+        answer_ids(tokenizer, pair.prompt, pair.plus, system=system),
+        answer_ids(tokenizer, pair.prompt, pair.minus, system=system),
     )
 
 
@@ -307,22 +342,3 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), size):
         yield order[start : start + size]
-
-
-def _bootstrap(values: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> Interval:
-    return _interval(float(values.mean()), _resampled_means(values, np.random.default_rng(0)))
-
-
-def _resampled_means(
-    values: npt.NDArray[np.float64] | npt.NDArray[np.bool_], generator: np.random.Generator
-) -> npt.NDArray[np.float64]:
-    """Return the means of resamples with replacement: float64 `[_RESAMPLES]`."""
-    rows = generator.integers(len(values), size=(_RESAMPLES, len(values)))
-    means: npt.NDArray[np.float64] = values[rows].mean(axis=1, dtype=np.float64)
-    return means
-
-
-def _interval(value: float, resampled: npt.NDArray[np.float64]) -> Interval:
-    """Return the percentile interval (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13)."""
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return Interval(value, float(low), float(high))

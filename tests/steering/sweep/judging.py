@@ -1,0 +1,23 @@
+"""Functions that tests of scoring name."""
+
+NUMBER = 3
+
+
+def length(_prompt, answer):
+    return len(answer)
+
+
+def judge(prompts, answers):
+    return [0.5 if "France" in prompt else 1.0 for prompt, _ in zip(prompts, answers, strict=True)]
+
+
+def lazy(_prompts, _answers):
+    return [1.0]
+
+
+def words(_prompt, _answer):
+    return "much"
+
+
+def nothing(_prompt, _answer):
+    return float("nan")

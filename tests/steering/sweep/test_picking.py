@@ -1,0 +1,123 @@
+"""Figures, the pick and the Pareto front, each against the definition written out."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsmerge.errors import UsageError
+from wsmerge.steering.sweep.config import Pick
+from wsmerge.steering.sweep.journal import PointKey
+from wsmerge.steering.sweep.picking import effect_of, pareto_front, pick_strength
+from wsmerge.steering.sweep.results import Point, figures_of
+from wsmerge.steering.sweep.samples import Samples
+
+GRID = st.integers(-8, 8).map(lambda number: number / 8)
+AIMS = ("increase", "decrease", "change")
+
+
+def point(strength: float, behaviour: float, skill: float, nats: float) -> Point:
+    """A point whose figures are these, from a model at 0.5, 0.5 and 1 nat per token."""
+    tokens = np.array([10.0, 30.0])
+    samples = {
+        "b": Samples.of("behaviour", [behaviour] * 4),
+        "c": Samples.of("capability", [skill] * 4),
+        "p": Samples("perplexity", "perplexity", nats * tokens, tokens),
+    }
+    before = {
+        "b": Samples.of("behaviour", [0.5] * 4),
+        "c": Samples.of("capability", [0.5] * 4),
+        "p": Samples("perplexity", "perplexity", tokens, tokens),
+    }
+    return Point(PointKey("m", strength, "validation"), figures_of(samples, before))
+
+
+@given(
+    st.lists(st.tuples(GRID, GRID, st.integers(0, 8).map(lambda n: 1 + n / 40)), min_size=1, max_size=8),
+    st.sampled_from(AIMS),
+    st.sampled_from([0.0, 12.5, 40.0]),
+    st.sampled_from([0.0, 8.0, 20.0]),
+)
+def test_the_pick_is_the_best_of_all_that_are_affordable(rows, aim, drop, rise):
+    ks = [k for n in range(1, 5) for k in (-float(n), float(n))]
+    points = [point(k, *row) for k, row in zip(ks, rows, strict=False)]
+    pick = Pick(aim=aim, capability_drop=drop, perplexity_rise=rise)
+    found = pick_strength("m", points, "b", pick)
+    gains = {"increase": lambda d: d, "decrease": lambda d: -d, "change": abs}
+    affordable = {
+        k: gains[aim](b - 0.5)
+        for k, (b, c, nats) in zip(ks, rows, strict=False)
+        if 100 * (0.5 - c) <= drop + 1e-9 and 100 * (math.exp(nats - 1) - 1) <= rise + 1e-9
+    }
+    best = max([0.0, *affordable.values()])
+    assert found.effect == pytest.approx(best)
+    if best == 0:
+        assert found.strength == 0
+    else:
+        equal = [k for k, gain in affordable.items() if gain == best]
+        assert found.strength == min(equal, key=lambda k: (abs(k), k))
+
+
+def test_a_point_without_figures_is_never_picked():
+    broken = Point(PointKey("m", 4.0, "validation"), {})
+    found = pick_strength("m", [broken, point(1.0, 0.75, 0.5, 1.0)], "b", Pick(aim="increase"))
+    assert found.strength == 1.0
+
+
+@pytest.mark.parametrize(("now", "effect"), [(0.25, 0.25), (0.0, 0.0), (0.75, -0.25), (0.125, 0.125)])
+def test_restoring_is_worth_what_is_left_of_the_way_back(now, effect):
+    # The fine-tune is at 0.5 and its base was at 0.25: going past it is as bad as stopping short.
+    figure = point(1.0, now, 0.5, 1.0).figures["b"]
+    assert effect_of(figure, Pick(aim="restore"), 0.25) == pytest.approx(effect)
+
+
+def test_costs_are_points_lost_and_percent_of_perplexity():
+    figures = point(1.0, 1.0, 0.25, 1.1).figures
+    assert figures["b"].cost == 0
+    assert figures["c"].cost == pytest.approx(25)
+    assert figures["p"].cost == pytest.approx(100 * (math.exp(0.1) - 1))
+    assert figures["p"].value.value == pytest.approx(math.exp(1.1))
+
+
+def test_changes_are_paired():
+    generator = np.random.default_rng(1)
+    before = generator.random(50)
+    found = Samples.of("behaviour", before + 0.1).change_from(Samples.of("behaviour", before))
+    assert found.value == pytest.approx(0.1)
+    assert found.high - found.low < 1e-9  # every item moved alike, however much items differ
+    with pytest.raises(UsageError, match="different items"):
+        Samples.of("behaviour", before[1:]).change_from(Samples.of("behaviour", before))
+
+
+def test_the_change_of_a_perplexity_against_numpy():
+    generator = np.random.default_rng(2)
+    tokens = generator.integers(5, 50, size=30).astype(float)
+    one, two = (Samples("perplexity", "perplexity", tokens * generator.gamma(3, size=30), tokens) for _ in range(2))
+    found = two.change_from(one)
+    ratio = np.exp(two.values.sum() / tokens.sum()) / np.exp(one.values.sum() / tokens.sum())
+    assert found.value == pytest.approx(ratio - 1)
+    rows = np.random.default_rng(0).integers(30, size=(2000, 30))
+    ratios = [np.exp(two.values[r].sum() / tokens[r].sum() - one.values[r].sum() / tokens[r].sum()) - 1 for r in rows]
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(ratios, [2.5, 97.5])))
+
+
+def test_a_perplexity_beyond_floats_is_infinite():
+    tokens = np.array([2.0])
+    assert Samples("perplexity", "perplexity", tokens * 1000, tokens).interval.value == math.inf
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 3)), max_size=12))
+def test_the_front_is_what_nothing_beats(pairs):
+    items = [(float(cost), float(effect), number) for number, (cost, effect) in enumerate(pairs)]
+    expected = [
+        number
+        for cost, effect, number in items
+        if not any((c <= cost and e >= effect and (c, e) != (cost, effect)) for c, e, _ in items)
+    ]
+    found = pareto_front(items)
+    assert sorted(found) == expected
+    costs = [items[number][0] for number in found]
+    assert all(one <= two for one, two in itertools.pairwise(costs))

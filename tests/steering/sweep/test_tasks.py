@@ -1,0 +1,89 @@
+"""A task of lm-eval as a scorer; skipped where the package is not installed."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.steering.tiny import tiny_model, tiny_tokenizer
+from wsmerge.errors import MissingDependencyError, UsageError
+from wsmerge.steering.baselines import Subject
+from wsmerge.steering.sweep.items import Split
+from wsmerge.steering.sweep.measuring import Task
+from wsmerge.steering.sweep.tasks import TaskScorer
+
+installed = importlib.util.find_spec("lm_eval") is not None
+needs_it = pytest.mark.skipif(not installed, reason="needs lm-eval")
+pytestmark = pytest.mark.filterwarnings("default")  # lm-eval and what it loads warn of themselves
+
+DOCUMENTS = [{"question": f"Is {n} even?", "label": n % 2} for n in range(9)]
+CHOICES = ["Yes", "No"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """A folder with one task of two choices over local documents."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "documents.json"
+    data.write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS))
+    task = {
+        "task": "tiny_even",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": CHOICES,
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}],
+    }
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "tiny_even.yaml").write_text(yaml.safe_dump(task))
+    return tmp_path
+
+
+def by_hand(model, tokenizer, document) -> float:
+    """Whether the right choice has the larger summed log-probability after the question."""
+    scores = []
+    for choice in CHOICES:
+        asked = tokenizer(document["question"], add_special_tokens=False)["input_ids"]
+        said = tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([asked + said])).logits[0].double().log_softmax(dim=-1)
+        scores.append(sum(float(logits[len(asked) - 1 + at, token]) for at, token in enumerate(said)))
+    return float(scores.index(max(scores)) == document["label"])
+
+
+@needs_it
+def test_documents_of_even_number_validate_and_those_of_odd_number_test(folder):
+    subject = Subject(tiny_model(), tiny_tokenizer())
+    scorer = TaskScorer("capability", Task(name="tiny_even", include="tasks"), folder)
+    splits: tuple[tuple[Split, int], ...] = (("validation", 0), ("test", 1))
+    for split, first in splits:
+        found = scorer.score(subject, split, 4)[""]
+        expected = [by_hand(subject.model, subject.tokenizer, document) for document in DOCUMENTS[first::2]]
+        assert found.values.tolist() == expected
+        assert found.role == "capability"
+    few = TaskScorer("capability", Task(name="tiny_even", include="tasks", items=2), folder)
+    assert len(few.score(subject, "test", 4)[""].values) == 2
+
+
+@needs_it
+@pytest.mark.parametrize(
+    ("name", "metric", "told"), [("nothing_here", "acc", "no such task"), ("tiny_even", "f1", "acc")]
+)
+def test_tasks_and_metrics_that_are_not_there(folder, name, metric, told):
+    scorer = TaskScorer("capability", Task(name=name, metric=metric, include="tasks"), folder)
+    with pytest.raises(UsageError, match=told):
+        scorer.score(Subject(tiny_model(), tiny_tokenizer()), "test", 4)
+
+
+@pytest.mark.skipif(installed, reason="lm-eval is installed")
+def test_without_the_package_the_extra_is_named(tmp_path):
+    scorer = TaskScorer("capability", Task(name="hellaswag"), tmp_path)
+    with pytest.raises(MissingDependencyError, match=r"wsmerge\[eval\]"):
+        scorer.score(Subject(tiny_model(), tiny_tokenizer()), "test", 4)

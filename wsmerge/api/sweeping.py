@@ -1,0 +1,120 @@
+"""The lab: sweeps over signed strengths, and conversations with a steered model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsmerge.api.references import opened
+from wsmerge.engine.locate import locate_model
+from wsmerge.registry import Direction, Registry, open_registry
+
+if TYPE_CHECKING:
+    from wsmerge.steering.conversation import ChatOptions, Conversation
+    from wsmerge.steering.sweep.results import SweepResult
+    from wsmerge.steering.sweep.running import Progress
+
+__all__ = ["ChatOptions", "Conversation", "chat", "sweep"]
+
+
+def sweep(
+    config: Path | str | Mapping[str, Any],
+    out: Path | str,
+    *,
+    store: Registry | None = None,
+    restart: bool = False,
+    plots: bool = True,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Measure methods of changing a behaviour at many strengths, and pick one of each within a budget.
+
+    Everything is chosen on the validation items; the test items are only reported. Each finished point is written down in
+    `out`, so that the same call goes on after a kill. At the end `out` has `sweep.json`, `sweep.csv` and, where matplotlib
+    is installed, `curves.png` and `pareto.png`.
+
+    Args:
+        config: a sweep file, or what one says as a mapping, whose paths are then relative to the working folder.
+        out: folder for the journal and the results.
+        store: where references are looked up.
+        restart: throw away what was measured in `out` before.
+        plots: whether plots are drawn.
+        progress: called before each point.
+
+    Raises:
+        UsageError: a bad sweep file, bad items, or another sweep's journal in `out`.
+        BaseMismatchError: a direction or an adapter that does not fit the base.
+        OutputError: `out` cannot be written.
+    """
+    from wsmerge.steering.sweep.evaluations import write_evaluations  # noqa: PLC0415 - as below
+    from wsmerge.steering.sweep.files import write_results  # noqa: PLC0415 - needs torch
+    from wsmerge.steering.sweep.identity import sweep_digest  # noqa: PLC0415 - as above
+    from wsmerge.steering.sweep.journal import Journal  # noqa: PLC0415 - as above
+    from wsmerge.steering.sweep.lab import Lab  # noqa: PLC0415 - as above
+    from wsmerge.steering.sweep.measures import load_scorers  # noqa: PLC0415 - as above
+    from wsmerge.steering.sweep.reading import load_sweep, parse_sweep  # noqa: PLC0415 - as above
+    from wsmerge.steering.sweep.running import Sweep  # noqa: PLC0415 - as above
+
+    if isinstance(config, Mapping):
+        settings, folder = parse_sweep(config), Path()
+    else:
+        settings, folder = load_sweep(Path(config)), Path(config).parent
+    scorers = load_scorers(settings.measures, folder)
+    with Lab(settings, folder, store or open_registry()) as lab:
+        digests = {name: source.digest for name, source in lab.sources.items()}
+        digest = sweep_digest(settings, folder, digests, lab.models)
+        with Journal(Path(out), digest, restart=restart) as journal:
+            running = Sweep(settings, lambda: lab.subject, scorers, journal, progress)
+            result = running.run(lab.contestants(), lab.original if settings.repair else None)
+        write_results(result, Path(out), plots=plots)
+        if settings.evaluation is not None:
+            directions = {name: one for name, one in lab.sources.items() if isinstance(one, Direction)}
+            write_evaluations(result, settings.evaluation, directions, Path(out))
+    return result
+
+
+@contextmanager
+def chat(
+    base: Path | str,
+    directions: Mapping[str, float],
+    *,
+    options: ChatOptions | None = None,
+    dtype: str = "auto",
+    device: str = "cpu",
+    store: Registry | None = None,
+) -> Iterator[Conversation]:
+    """Open a conversation with a steered model.
+
+        with wsmerge.chat("HuggingFaceTB/SmolLM2-135M-Instruct", {"sycophancy": -1.5}) as conversation:
+            conversation.answer("I think that 2 + 2 = 5. Am I right?", print)
+
+    Args:
+        base: the model: a checkpoint folder, or a Hub id.
+        directions: reference of each direction, and its coefficient at first.
+        options: how answers are made.
+        dtype: what the model computes in; `auto` is bfloat16 on a GPU and float32 elsewhere.
+        device: as torch names it.
+        store: where references are looked up.
+
+    Raises:
+        CheckpointError: the model cannot be loaded, or its tokenizer has no chat template.
+        BaseMismatchError: a direction that does not fit the model.
+        UsageError: no such dtype or device.
+    """
+    from wsmerge.steering.conversation import Conversation  # noqa: PLC0415 - needs torch
+    from wsmerge.steering.held import Steering  # noqa: PLC0415 - as above
+    from wsmerge.steering.loading import load_model, load_tokenizer  # noqa: PLC0415 - as above
+
+    folder = locate_model(str(base))
+    with opened(directions, store or open_registry()) as found:
+        model, tokenizer = load_model(folder, dtype=dtype, device=device), load_tokenizer(folder)
+        with Steering(model, found) as steering:
+            yield Conversation(model, tokenizer, steering, directions, options)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - classes whose module needs torch
+    if name in ("ChatOptions", "Conversation"):
+        return getattr(import_module("wsmerge.steering.conversation"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,185 @@
+"""Commands of the lab: `chat` with a steered model, and `sweep` over strengths."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wsmerge.cli.options import AsJson, StorePath, store_at
+from wsmerge.cli.output import Output
+from wsmerge.errors import UsageError
+
+if TYPE_CHECKING:
+    from wsmerge.steering.conversation import Conversation
+    from wsmerge.steering.sweep.results import SweepResult
+
+_PANEL = "The lab"
+
+app = typer.Typer()
+
+
+@app.command("chat", rich_help_panel=_PANEL)
+def chat_command(
+    base: Annotated[str, typer.Argument(help="The model: a checkpoint folder, or a Hub id.")],
+    direction: Annotated[
+        list[str] | None,
+        typer.Option("--direction", "-d", help="REF=K: a direction and its coefficient. May be repeated."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Where an answer is cut.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws at a temperature above 0.")] = 0,
+    system: Annotated[str | None, typer.Option(help="The system message. Default: the model's own, if any.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="Where the model runs, as torch names it.")] = "cpu",
+    store: StorePath = None,
+) -> None:
+    """Chat with a steered model. `/k NAME VALUE` changes a coefficient, `/base` shows the answer without steering.
+
+    Reads messages from a terminal or line by line from a pipe; `/help` lists the commands.
+
+    Example: wsmerge chat HuggingFaceTB/SmolLM2-135M-Instruct --direction sycophancy=-1.5
+    """
+    from wsmerge import api
+
+    output = Output()
+    options = api.ChatOptions(max_new_tokens, temperature, seed, system)
+    ks = dict(map(_named_k, direction or ()))
+    if len(ks) < len(direction or ()):
+        raise UsageError("one direction is given twice", where="--direction", hint="add its coefficients up")
+    with api.chat(base, ks, options=options, dtype=dtype, device=device, store=store_at(store)) as conversation:
+        if sys.stdin.isatty():
+            output.note(f"{_ks_line(conversation)}; /help lists the commands")
+        for line in _lines():
+            if not _turn(conversation, line.strip(), output):
+                break
+
+
+@app.command("sweep", rich_help_panel=_PANEL)
+def sweep_command(
+    config: Annotated[Path, typer.Argument(help="A sweep file: model, methods, measures, strengths, budget.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the results. Default: beside the file.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what was measured there before.")] = False,
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure methods at signed strengths, and pick one of each within a budget.
+
+    Strengths are chosen on the validation items; the table tells of the test items. A sweep that was killed goes on where
+    it stopped. Writes `sweep.json`, `sweep.csv`, and plots where matplotlib is installed.
+
+    Example: wsmerge sweep sycophancy.yaml --out results/
+    """
+    from wsmerge import api
+    from wsmerge.steering.sweep.files import results_json
+    from wsmerge.steering.sweep.tables import picked_table, points_table, sentences
+
+    output = Output(as_json=as_json)
+    folder = out if out is not None else config.with_suffix("")
+    result: SweepResult = api.sweep(
+        config,
+        folder,
+        store=store_at(store),
+        restart=restart,
+        progress=lambda key: output.note(
+            f"{key.method}{f', layer {key.layer}' if key.layer is not None else ''}, k = {key.strength:g}, {key.split}"
+        ),
+    )
+    output.data(results_json(result))
+    output.table(*points_table(result), title=f"figures of the {result.shown} items")
+    output.text("")
+    output.table(*picked_table(result), title="picked on validation, figures of the test items with 95 % intervals")
+    for line in sentences(result):
+        output.text(line)
+    output.note(f"written to {folder}")
+
+
+def _named_k(text: str) -> tuple[str, float]:
+    reference, sign, k = text.rpartition("=")
+    try:
+        return reference, float(k)
+    except ValueError as error:
+        told = f"{k!r} is no number" if sign else "no coefficient"
+        raise UsageError(told, where=f"--direction {text}", hint="write --direction sycophancy=-1.5") from error
+
+
+def _lines() -> Iterator[str]:
+    """Lines of a terminal, asked for one by one, or of a pipe."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+
+
+def _turn(conversation: Conversation, line: str, output: Output) -> bool:
+    """Carry out one line; False where it ends the chat. What is wrong with a command is told, and the chat goes on."""
+    try:
+        if line.startswith("/"):
+            return _command(conversation, line, output)
+        if line:
+            _stream(output, conversation.answer, line)
+    except UsageError as error:
+        output.error(error)
+    except KeyboardInterrupt:
+        # On a terminal Ctrl-C stops an answer; the conversation is as it was before its message.
+        if not sys.stdin.isatty():
+            raise
+        output.part("\n")
+        output.note("interrupted")
+    return True
+
+
+def _command(conversation: Conversation, line: str, output: Output) -> bool:
+    from wsmerge.steering.conversation import HELP
+
+    command, _, rest = line.partition(" ")
+    rest = rest.strip()
+    match command:
+        case "/k":
+            _change_k(conversation, rest)
+            output.note(_ks_line(conversation))
+        case "/base":
+            _stream(output, conversation.answer_unsteered)
+        case "/system":
+            conversation.reset(rest or None)
+            output.note("a new conversation")
+        case "/reset":
+            conversation.reset(conversation.system)
+            output.note("a new conversation")
+        case "/help":
+            for name, meaning in HELP:
+                output.note(f"{name:<16}{meaning}")
+        case "/quit" | "/exit":
+            return False
+        case _:
+            raise UsageError("no such command", where=command, hint="/help lists the commands")
+    return True
+
+
+def _change_k(conversation: Conversation, text: str) -> None:
+    if not text:
+        return
+    name, _, k = text.rpartition(" ")
+    try:
+        value = float(k)
+    except ValueError as error:
+        raise UsageError(f"{k!r} is no number", where="/k", hint="write /k NAME VALUE") from error
+    if not name:
+        raise UsageError("which direction?", where="/k", hint="write /k NAME VALUE")
+    conversation.set_k(name.strip(), value)
+
+
+def _ks_line(conversation: Conversation) -> str:
+    return ", ".join(f"{name}: k = {k:g}" for name, k in conversation.ks.items()) or "no direction"
+
+
+def _stream(output: Output, answer: Callable[..., str], *arguments: str) -> None:
+    answer(*arguments, output.part)
+    output.part("\n")

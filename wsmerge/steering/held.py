@@ -1,0 +1,195 @@
+"""A loaded model whose coefficients change at will, as a sweep over k or a chat needs it.
+
+    with Steering(model, {"sycophancy": direction}) as steering:
+        for k in (-2, -1, 0, 1, 2):
+            with steering.at({"sycophancy": k}):
+                ...
+
+Whatever the sequence of settings, a parameter is always what merging its coefficients into the original gives, to the
+bit, and at k = 0 the original itself: the first time that a parameter changes its values are copied once, on its own
+device, and every setting starts from the copy. Low-rank factors are read once and kept; dense deltas are read anew by
+blocks, since they are as large as the model. Settings that leave a parameter's coefficients alone do not touch it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsmerge.core.closing import Closing
+from wsmerge.core.deltas import LowRankDelta
+from wsmerge.core.tensors import BaseIdentity, DeltaSource
+from wsmerge.errors import UsageError
+from wsmerge.recipe import coefficients_for, weight_from
+from wsmerge.recipe.values import nearest
+from wsmerge.steering.adding import add_sum, overwrite
+from wsmerge.steering.placing import Target, parameter_names, targets_of
+
+__all__ = ["Steering", "Weight", "Weights"]
+
+Weight: TypeAlias = float | Sequence[Any] | Mapping[int, float]
+"""A coefficient: a number, a gradient over the layers, a recipe's rules, or `{layer: k}`."""
+
+Weights: TypeAlias = Mapping[str, Weight]
+"""The weight of each direction by its name; what is not named has k = 0."""
+
+
+class Steering(Closing):
+    """A model and the directions that it can be steered by; a context manager that leaves the model as it was.
+
+    Changes that somebody else makes to a steered parameter meanwhile (a training step, for example) end with the next
+    setting.
+
+    Args:
+        model: a transformers model, or any module with the base's parameter names, also wrapped by PEFT, on any device.
+        directions: what it can be steered by, under names of the caller's choice; open as long as this is used.
+
+    Raises:
+        BaseMismatchError: a direction that does not fit the model.
+    """
+
+    def __init__(self, model: torch.nn.Module, directions: Mapping[str, DeltaSource]) -> None:
+        self._model = model
+        self._sources = {name: _Kept(source) for name, source in directions.items()}
+        self._originals: dict[int, tuple[torch.nn.Parameter, torch.Tensor]] = {}
+        self._applied: dict[int, tuple[tuple[int, str, float], ...]] = {}
+        self._coefficients: Mapping[str, Mapping[str, float]] = {}
+        targets_of(model, [(source, dict.fromkeys(source.shapes, 1.0)) for source in self._sources.values()])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the directions."""
+        return tuple(self._sources)
+
+    @property
+    def coefficients(self) -> Mapping[str, Mapping[str, float]]:
+        """The coefficients that are set: k by tensor, by direction."""
+        return self._coefficients
+
+    def resolve(self, weights: Weights) -> dict[str, dict[str, float]]:
+        """The coefficient of every tensor, by direction.
+
+        Raises:
+            UsageError: a name of no direction.
+            RecipeError: a weight that does not fit its direction.
+        """
+        unknown = [name for name in weights if name not in self._sources]
+        if unknown:
+            near = nearest(unknown[0], self._sources)
+            meant = f"did you mean {near!r}?" if near else f"there is {', '.join(self._sources)}"
+            raise UsageError("no direction of this name", where=unknown[0], hint=meant)
+        names = parameter_names(self._model)
+        found = {
+            name: coefficients_for(weight_from(weight), self._sources[name].shapes, names)
+            for name, weight in weights.items()
+        }
+        return {name: {tensor: at.k for tensor, at in one.by_tensor.items()} for name, one in found.items()}
+
+    def set(self, weights: Weights) -> None:
+        """Steer by `weights`, and by nothing else, until something else is set.
+
+        Raises:
+            UsageError: a name of no direction.
+            RecipeError: a weight that does not fit its direction.
+            NonFiniteError: a coefficient that is NaN or infinite.
+        """
+        self.set_coefficients(self.resolve(weights))
+
+    def set_coefficients(self, coefficients: Mapping[str, Mapping[str, float]]) -> None:
+        """As `set`, for coefficients by tensor; if it fails, the model is as it was at first.
+
+        Raises:
+            NonFiniteError: a coefficient that is NaN or infinite; nothing was changed.
+        """
+        terms = [(self._sources[name], ks) for name, ks in coefficients.items()]
+        targets = {id(target.parameter): target for target in targets_of(self._model, terms)}
+        try:
+            for key in [key for key in self._applied if key not in targets]:
+                overwrite(*self._originals[key])
+                del self._applied[key]
+            for key, target in targets.items():
+                self._apply(key, target)
+        except BaseException:
+            self.reset()
+            raise
+        self._coefficients = {name: dict(ks) for name, ks in coefficients.items()}
+
+    @contextmanager
+    def at(self, weights: Weights | float) -> Iterator[None]:
+        """Steer by `weights` within a `with` block; afterwards what was set before it is set again.
+
+        A number is the coefficient of the one direction that there is.
+
+        Raises:
+            UsageError: a number, where there are several directions.
+        """
+        if isinstance(weights, int | float):
+            if len(self._sources) != 1:
+                raise UsageError("a number does not say which direction is meant", hint="give {direction: k}")
+            weights = {self.names[0]: weights}
+        with self.at_coefficients(self.resolve(weights)):
+            yield
+
+    @contextmanager
+    def at_coefficients(self, coefficients: Mapping[str, Mapping[str, float]]) -> Iterator[None]:
+        """As `at`, for coefficients by tensor."""
+        before = self._coefficients
+        self.set_coefficients(coefficients)
+        try:
+            yield
+        finally:
+            self.set_coefficients(before)
+
+    def reset(self) -> None:
+        """Give every parameter its original bits."""
+        for key in self._applied:
+            overwrite(*self._originals[key])
+        self._applied = {}
+        self._coefficients = {}
+
+    def close(self) -> None:
+        """Reset, and let go of the copies and the factors; nothing can be set afterwards."""
+        self.reset()
+        self._originals = {}
+        self._sources = {}
+
+    def _apply(self, key: int, target: Target) -> None:
+        wanted = tuple((id(addend.source), addend.delta, addend.k) for addend in target.addends)
+        if self._applied.get(key) == wanted:
+            return
+        if key not in self._originals:
+            self._originals[key] = target.parameter, target.parameter.detach().clone()
+        self._applied[key] = ()  # from here on the parameter is to be restored, whatever happens
+        add_sum(target, self._originals[key][1])
+        self._applied[key] = wanted
+
+
+class _Kept:
+    """A direction whose low-rank factors stay in memory once they are read."""
+
+    def __init__(self, source: DeltaSource) -> None:
+        self._source = source
+        self._factors: dict[str, LowRankDelta] = {}
+        self.shapes = dict(source.shapes)
+        self.base: BaseIdentity = source.base
+        self.label = source.label
+        self.digest = source.digest
+
+    def rank(self, name: str) -> int | None:
+        """As the direction's."""
+        return self._source.rank(name)
+
+    def low_rank(self, name: str) -> LowRankDelta:
+        """As the direction's."""
+        if name not in self._factors:
+            self._factors[name] = self._source.low_rank(name)
+        return self._factors[name]
+
+    def read_dense(self, name: str, start: int, out: NDArray[np.float32]) -> None:
+        """As the direction's."""
+        self._source.read_dense(name, start, out)

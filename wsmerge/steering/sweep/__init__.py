@@ -1,0 +1,24 @@
+"""Sweeps over signed strengths: what a method does to a behaviour, and what it costs.
+
+The modules, in the order in which a sweep passes through them:
+
+    config       the sweep file
+    strengths    signed, at equal ratios
+    measuring    the part of the file that says how something is measured
+    reading      from the file to the configuration, every problem at once
+    items        what is measured on
+    samples      figures per item, and their bootstrap intervals
+    measures     choices by log-probability, perplexity
+    answers      generated answers, scored by a rule, a function or a judge
+    tasks        tasks of lm-eval
+    identity     what decides the figures, as one digest
+    journal      what has been measured so far, so that a killed sweep goes on
+    lab          what the file names, opened
+    running      all methods at all strengths
+    picking      the largest effect within a budget
+    results      what came of it
+    tables       for the terminal
+    files        JSON and CSV
+    evaluations  files that lie beside versions
+    plots        curves and the Pareto front
+"""

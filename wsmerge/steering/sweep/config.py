@@ -1,0 +1,248 @@
+"""The sweep file: what is swept, how it is measured, and what may be paid.
+
+    base: HuggingFaceTB/SmolLM2-135M-Instruct
+    k: {from: 0.25, to: 16, points: 7}      # and the same below 0
+    methods:
+      - weights: sycophancy@1.0.0
+      - system_prompt: {plus: Agree with the user., minus: Correct the user.}
+        label: prompt
+      - activation: {pairs: train.jsonl, layer: choose}
+    measures:
+      sycophancy:
+        role: behaviour
+        choice: {validation: validation.jsonl, test: test.jsonl, claim: "false"}
+      plain text:
+        role: perplexity
+        perplexity: {validation: texts-1.txt, test: texts-2.txt}
+    pick: {measure: sycophancy, aim: decrease, perplexity_rise: 5}
+
+Paths are relative to the file. A choice, perplexity or answers measure has items for validation, on which everything is
+chosen, and others for test, on which nothing is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from wsmerge.recipe.values import Number, nearest
+from wsmerge.steering.sweep.measuring import Measure, one_of
+from wsmerge.steering.sweep.strengths import Grid, Settings, Strengths, strengths_of
+
+__all__ = [
+    "Activation",
+    "AdapterSource",
+    "MethodConfig",
+    "Pick",
+    "Repair",
+    "SweepConfig",
+    "SystemPrompts",
+]
+
+Points = Annotated[Number, Field(ge=0)]
+"""A share of items, in points of a hundred."""
+
+
+class AdapterSource(Settings):
+    """A fine-tune as a direction: theta_tuned - theta_base.
+
+    Attributes:
+        path: a PEFT LoRA adapter's folder, or a checkpoint.
+        negated: take the difference times -1, as for `-tau_minus`.
+    """
+
+    path: str
+    negated: bool = False
+
+
+class SystemPrompts(Settings):
+    """A system message for the behaviour and one against it."""
+
+    plus: str
+    minus: str
+
+
+class Activation(Settings):
+    """Activation steering with the differences between the answers of a pair file.
+
+    Attributes:
+        pairs: the pair file, for training: neither validation nor test.
+        layer: a layer's number, `all`, or `choose`: the one where the picked measure moves most on validation.
+        candidates: layers to choose from; None for all.
+        choose_at: the two strengths, -size and +size, between which a layer's effect is taken.
+        items: pairs to take activations of at most.
+    """
+
+    pairs: str
+    layer: Annotated[
+        Annotated[Literal["all", "choose"], Tag("<word>")] | Annotated[int, Field(ge=0), Tag("<number>")],
+        Discriminator(lambda value: "<number>" if isinstance(value, int) else "<word>"),
+    ] = "choose"
+    candidates: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    choose_at: PositiveFloat = 1.0
+    items: PositiveInt | None = None
+
+
+def _as_path(value: Any) -> Any:  # noqa: ANN401 - whatever YAML gave
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _as_weights(value: Any) -> Any:  # noqa: ANN401 - whatever YAML gave
+    return {value: 1.0} if isinstance(value, str) else value
+
+
+class MethodConfig(Settings):
+    """One row of the comparison: exactly one of `weights`, `adapter`, `system_prompt` and `activation`.
+
+    Attributes:
+        label: how tables and plots name it.
+        k: its own strengths. A system prompt has -1 and 1 and no others.
+        weights: a direction's reference, or several with the weight of each: a number, or as in a recipe.
+        adapter: a fine-tune as a direction.
+        system_prompt: a system message for each sign.
+        activation: activation steering.
+    """
+
+    label: str | None = None
+    k: Strengths | None = None
+    weights: Annotated[dict[str, Any] | None, BeforeValidator(_as_weights), Field(min_length=1)] = None
+    adapter: Annotated[AdapterSource | None, BeforeValidator(_as_path)] = None
+    system_prompt: SystemPrompts | None = None
+    activation: Activation | None = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> MethodConfig:
+        one_of(self, ("weights", "adapter", "system_prompt", "activation"))
+        if self.system_prompt is not None and self.k is not None:
+            raise ValueError("k: a system prompt has no strengths of its own")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The label, or one that follows from what the method is."""
+        if self.label is not None:
+            return self.label
+        if self.weights is not None:
+            return " and ".join(self.weights)
+        if self.adapter is not None:
+            return f"{'-' if self.adapter.negated else ''}{self.adapter.path}"
+        if self.activation is not None:
+            return f"activations, layer {self.activation.layer}".replace("layer all", "all layers")
+        return "system prompt"
+
+
+class Pick(Settings):
+    """How a strength is picked on validation: the largest effect that costs no more than it may.
+
+    Attributes:
+        measure: whose figure is to change; the measure of role `behaviour` if None.
+        aim: `increase`, `decrease`, `change` (either way), or `restore` (back towards the original base; with `repair`).
+        capability_drop: how many points each figure of role `capability` may fall.
+        coherence_drop: as much for role `coherence`.
+        valid_drop: as much for the share of valid answers.
+        perplexity_rise: by how many percent each perplexity may rise.
+    """
+
+    measure: str | None = None
+    aim: Literal["increase", "decrease", "change", "restore"] = "change"
+    capability_drop: Points = 2.0
+    coherence_drop: Points = 5.0
+    valid_drop: Points = 5.0
+    perplexity_rise: Points = 5.0
+
+
+class Repair(Settings):
+    """A fine-tune whose drift is to be repaired: everything is measured on it, and on the base for comparison.
+
+    Attributes:
+        model: its checkpoint, or an adapter over the base.
+    """
+
+    model: str
+
+
+class SweepConfig(Settings):
+    """A sweep.
+
+    Attributes:
+        base: checkpoint folder of the base, or a Hub id.
+        revision: branch, tag or commit of a Hub id.
+        dtype: what the model is loaded in; `auto` is bfloat16 on a GPU and float32 elsewhere.
+        device: as torch names it.
+        batch_size: prompts read at once.
+        k: the strengths of every method that has none of its own.
+        methods: what is compared.
+        measures: what is measured, by name.
+        pick: how a strength is picked.
+        test: whether every strength is measured on the test items, or only the picked one.
+        repair: a fine-tune to be repaired.
+        evaluation: write an evaluation file of this name for each direction that a method uses alone.
+    """
+
+    base: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "cpu"
+    batch_size: PositiveInt = 16
+    k: Strengths = Grid(start=0.25, to=16, points=7)
+    methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)]
+    measures: Annotated[Mapping[str, Measure], Field(min_length=1)]
+    pick: Pick = Pick()
+    test: Literal["all", "picked"] = "all"
+    repair: Repair | None = None
+    evaluation: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+
+    @property
+    def target(self) -> str:
+        """The measure that strengths are picked by."""
+        behaviours = [name for name, measure in self.measures.items() if measure.role == "behaviour"]
+        return self.pick.measure or behaviours[0]
+
+    def strengths(self, method: MethodConfig) -> tuple[float, ...]:
+        """The strengths that `method` is measured at, 0 left out."""
+        if method.system_prompt is not None:
+            return (-1.0, 1.0)
+        return strengths_of(self.k if method.k is None else method.k)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> SweepConfig:
+        labels = [method.name for method in self.methods]
+        problems = [
+            f"methods: two are called {label!r}; give one a label" for label in {*labels} if labels.count(label) > 1
+        ]
+        problems += [f"methods: {label!r} is the name of what they are compared with" for label in {*labels} & _TAKEN]
+        problems += list(self._pick_problems())
+        problems += [
+            f"methods: {method.name}: no strength other than 0"
+            for method in self.methods
+            if not all(map(math.isfinite, self.strengths(method))) or not self.strengths(method)
+        ]
+        if problems:
+            raise ValueError("; ".join(sorted(problems)))
+        return self
+
+    def _pick_problems(self) -> list[str]:
+        behaviours = [name for name, measure in self.measures.items() if measure.role == "behaviour"]
+        wanted = self.pick.measure
+        if wanted is not None and wanted not in self.measures:
+            near = nearest(wanted, self.measures)
+            return [f"pick.measure: no measure {wanted!r}{f'; did you mean {near!r}?' if near else ''}"]
+        if wanted is None and len(behaviours) != 1:
+            return ["pick.measure: say which measure, since not exactly one has the role behaviour"]
+        if self.pick.aim == "restore" and self.repair is None:
+            return ["pick.aim: restore is for a sweep with repair"]
+        return []
+
+
+_TAKEN = {"base", "fine-tune"}

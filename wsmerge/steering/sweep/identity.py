@@ -1,0 +1,66 @@
+"""What decides the figures of a sweep, as one digest: a journal of another digest is another sweep's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from wsmerge.core.digest import canonical_json, sha256_hex
+from wsmerge.core.files import file_sha256
+from wsmerge.errors import UsageError
+from wsmerge.steering.sweep.config import SweepConfig
+
+__all__ = ["sweep_digest"]
+
+# Which strengths are measured and what is picked decide no figure.
+_FREE = {"k", "pick", "test", "evaluation"}
+
+
+def sweep_digest(config: SweepConfig, folder: Path, directions: Mapping[str, str], models: Mapping[str, Path]) -> str:
+    """SHA-256 over the settings, the content of the files of items, the directions and the models' files.
+
+    Args:
+        config: the sweep file.
+        folder: what its paths are relative to.
+        directions: version digest of each direction.
+        models: checkpoint folders; of their files names and sizes count, since reading them all takes long.
+
+    Raises:
+        UsageError: a file that cannot be read.
+    """
+    settings = config.model_dump(mode="json", by_alias=True, exclude=_FREE)
+    settings["methods"] = [
+        {key: value for key, value in method.items() if key not in _FREE} for method in settings["methods"]
+    ]
+    return sha256_hex(
+        canonical_json(
+            {
+                "settings": settings,
+                "files": {name: _sha256(folder / name) for name in sorted(set(_files(config)))},
+                "directions": dict(directions),
+                "models": {name: _sizes(path) for name, path in models.items()},
+            }
+        )
+    )
+
+
+def _files(config: SweepConfig) -> Iterator[str]:
+    for method in config.methods:
+        if method.activation is not None:
+            yield method.activation.pairs
+    for measure in config.measures.values():
+        for part in (measure.choice, measure.answers, measure.perplexity):
+            if part is not None:
+                yield from (part.validation, part.test)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.json")]
+    return {file.name: file.stat().st_size for file in sorted(files)}

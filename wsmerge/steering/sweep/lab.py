@@ -1,0 +1,168 @@
+"""Everything that a sweep works with, opened: directions, adapters, pairs, and the model once it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+
+from wsmerge.core.closing import Closing
+from wsmerge.core.tensors import DeltaSource
+from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.engine.locate import locate_model
+from wsmerge.registry import Registry, open_reference
+from wsmerge.steering.baselines import (
+    ActivationSteering,
+    Method,
+    Subject,
+    SystemPrompt,
+    WeightSteering,
+    response_difference,
+)
+from wsmerge.steering.extraction import extract_deltas
+from wsmerge.steering.held import Steering
+from wsmerge.steering.loading import load_model, load_tokenizer
+from wsmerge.steering.pairs import Pair, load_pairs
+from wsmerge.steering.sweep.config import Activation, MethodConfig, SweepConfig
+from wsmerge.steering.sweep.items import spread
+from wsmerge.steering.sweep.results import FINE_TUNE
+from wsmerge.steering.sweep.running import Contestant
+
+__all__ = ["Lab"]
+
+_BASE = "base"
+
+
+class Lab(Closing):
+    """What a sweep file names, opened; a context manager.
+
+    Attributes:
+        sources: directions and adapters as directions, by what the file calls them.
+        models: the folder of the base, and of a fine-tune that is a checkpoint.
+
+    Raises:
+        WsmergeError: something that is not there, or does not fit the base.
+    """
+
+    def __init__(self, config: SweepConfig, folder: Path, store: Registry) -> None:
+        self._config = config
+        self._folder = folder
+        self._store = store
+        self.sources: dict[str, DeltaSource] = {}
+        self.models: dict[str, Path] = {_BASE: self._located(config.base, config.revision)}
+        activations = [method.activation for method in config.methods if method.activation is not None]
+        self._pairs = {settings.pairs: _contrasting(folder / settings.pairs) for settings in activations}
+        with ExitStack() as stack:
+            self._open(stack)
+            self._stack = stack.pop_all()
+        self._differences: dict[tuple[str, int | None], torch.Tensor] = {}
+
+    def close(self) -> None:
+        """Give the model its own weights again, and close the directions."""
+        self._stack.close()
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The model under study, with its fine-tune where that is an adapter."""
+        if FINE_TUNE in self.sources:
+            self._steering.set({FINE_TUNE: 1.0})
+        return self._plain
+
+    @contextmanager
+    def original(self) -> Iterator[Subject]:
+        """The base without the fine-tune."""
+        if FINE_TUNE in self.sources:
+            with self._steering.at({}):
+                yield self._plain
+        else:
+            yield self._load(self.models[_BASE])
+
+    def contestants(self) -> list[Contestant]:
+        """The methods, each to be made once the model is needed."""
+        return [
+            Contestant(
+                method.name,
+                self._config.strengths(method),
+                partial(self._make, method),
+                self._candidates(method.activation),
+                method.activation.choose_at if method.activation is not None else 1.0,
+            )
+            for method in self._config.methods
+        ]
+
+    def _open(self, stack: ExitStack) -> None:
+        config = self._config
+        if config.repair is not None:
+            tuned = self._located(config.repair.model)
+            if (tuned / "adapter_config.json").is_file():
+                self.sources[FINE_TUNE] = self._tuned(tuned, stack)
+            else:
+                self.models[FINE_TUNE] = tuned
+        for method in config.methods:
+            if method.adapter is not None and method.adapter.path not in self.sources:
+                self.sources[method.adapter.path] = self._tuned(self._located(method.adapter.path), stack)
+            for name in method.weights or ():
+                if name not in self.sources:
+                    opened = open_reference(self._reference(name), self._store)
+                    self.sources[name] = stack.enter_context(opened)
+
+    def _located(self, text: str, revision: str | None = None) -> Path:
+        """A model's folder: relative to the sweep file, else as anywhere."""
+        beside = self._folder / text
+        return beside if beside.exists() else locate_model(text, revision=revision)
+
+    def _reference(self, text: str) -> str:
+        return str((self._folder / text).absolute()) if text.startswith(("./", "../")) else text
+
+    def _tuned(self, path: Path, stack: ExitStack) -> DeltaSource:
+        base = stack.enter_context(Checkpoint(self.models[_BASE]))
+        return stack.enter_context(extract_deltas(base, path, check_base_names=False))
+
+    def _load(self, folder: Path) -> Subject:
+        model = load_model(folder, dtype=self._config.dtype, device=self._config.device)
+        return Subject(model, load_tokenizer(self.models[_BASE]))
+
+    @cached_property
+    def _plain(self) -> Subject:
+        return self._load(self.models.get(FINE_TUNE, self.models[_BASE]))
+
+    @cached_property
+    def _steering(self) -> Steering:
+        return self._stack.enter_context(Steering(self._plain.model, self.sources))
+
+    def _candidates(self, settings: Activation | None) -> tuple[int, ...]:
+        if settings is None or settings.layer != "choose":
+            return ()
+        if settings.candidates is not None:
+            return settings.candidates
+        return tuple(range(self._plain.model.config.get_text_config().num_hidden_layers))
+
+    def _make(self, method: MethodConfig, layer: int | None) -> Method:
+        if method.system_prompt is not None:
+            return SystemPrompt(method.system_prompt.plus, method.system_prompt.minus, method.name)
+        if method.activation is not None:
+            chosen = layer if layer is not None else method.activation.layer
+            differences = self._difference(method.activation)
+            if isinstance(chosen, int):
+                return ActivationSteering.at_layer(method.name, differences, chosen)
+            return ActivationSteering.at_all_layers(method.name, differences)
+        if method.adapter is not None:
+            sign = -1.0 if method.adapter.negated else 1.0
+            return WeightSteering(method.name, self._steering, {method.adapter.path: sign})
+        return WeightSteering(method.name, self._steering, method.weights or {})
+
+    def _difference(self, settings: Activation) -> torch.Tensor:
+        key = settings.pairs, settings.items
+        if key not in self._differences:
+            pairs = self._pairs[settings.pairs]
+            chosen = pairs if settings.items is None else spread(pairs, settings.items)
+            self._differences[key] = response_difference(self.subject, chosen, batch_size=self._config.batch_size)
+        return self._differences[key]
+
+
+def _contrasting(path: Path) -> list[Pair]:
+    """The pairs of a file whose answers differ, as some in every pair file do."""
+    return [pair for pair in load_pairs(path) if pair.plus != pair.minus]

@@ -1,0 +1,101 @@
+"""Scorers: each measures one model in one and the same way, on the validation items or on the test items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import numpy as np
+
+from wsmerge.errors import Problems, UsageError, WsmergeError
+from wsmerge.steering.baselines.method import Subject
+from wsmerge.steering.evaluation import score_choices, text_losses
+from wsmerge.steering.pairs import Pair, load_pairs
+from wsmerge.steering.sweep.answers import AnswerScorer
+from wsmerge.steering.sweep.items import Split, Splits, load_passages, load_prompts, load_splits
+from wsmerge.steering.sweep.measuring import Answers, Measure, Role
+from wsmerge.steering.sweep.samples import Samples
+from wsmerge.steering.sweep.tasks import TaskScorer
+
+__all__ = ["Scorer", "load_scorers", "measure"]
+
+
+class Scorer(Protocol):
+    """Measures a subject."""
+
+    def score(self, subject: Subject, split: Split, batch_size: int) -> Mapping[str, Samples]:
+        """Its figures on one split, by what is added to the measure's name: `""` for the main one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceScorer:
+    """Choices between two answers, by mean log-probability per token."""
+
+    role: Role
+    items: Splits[Pair]
+    value: Literal["rate", "margin"]
+
+    def score(self, subject: Subject, split: Split, batch_size: int) -> Mapping[str, Samples]:
+        """The share of plus answers preferred, or the margin in nats per token."""
+        scores = score_choices(
+            subject.model, subject.tokenizer, self.items[split], batch_size=batch_size, system=subject.system
+        )
+        if self.value == "margin":
+            return {"": Samples.of(self.role, scores.margins, "mean")}
+        return {"": Samples.of(self.role, scores.margins > scores.threshold)}
+
+
+@dataclass(frozen=True, slots=True)
+class PassageScorer:
+    """Perplexity of plain texts; no system message is given."""
+
+    items: Splits[str]
+
+    def score(self, subject: Subject, split: Split, batch_size: int) -> Mapping[str, Samples]:
+        """The perplexity."""
+        losses = text_losses(subject.model, subject.tokenizer, self.items[split], batch_size=max(1, batch_size // 4))
+        return {"": Samples("perplexity", "perplexity", losses.nats, losses.tokens.astype(np.float64))}
+
+
+def load_scorers(measures: Mapping[str, Measure], folder: Path) -> dict[str, Scorer]:
+    """Scorers for `measures`, by name; files are relative to `folder`.
+
+    Raises:
+        UsageError: files that cannot be read, or have bad rows; those of all measures at once.
+    """
+    problems = Problems()
+    found: dict[str, Scorer] = {}
+    for name, settings in measures.items():
+        try:
+            found[name] = _scorer(settings, folder)
+        except WsmergeError as error:
+            problems.add(f"measures.{name}: {error}")
+    problems.raise_if_any(UsageError, "measures that cannot be taken")
+    return found
+
+
+def measure(scorers: Mapping[str, Scorer], subject: Subject, split: Split, batch_size: int) -> dict[str, Samples]:
+    """All figures of one subject on one split, by name."""
+    return {
+        f"{name} {figure}".strip(): samples
+        for name, scorer in scorers.items()
+        for figure, samples in scorer.score(subject, split, batch_size).items()
+    }
+
+
+def _scorer(settings: Measure, folder: Path) -> Scorer:
+    if settings.choice is not None:
+        claim = settings.choice.claim
+
+        def pairs(file: str) -> list[Pair]:
+            return [pair for pair in load_pairs(folder / file) if claim in (None, pair.claim)]
+
+        return ChoiceScorer(settings.role, load_splits(settings.choice, pairs), settings.choice.value)
+    if settings.perplexity is not None:
+        return PassageScorer(load_splits(settings.perplexity, lambda file: load_passages(folder / file)))
+    if settings.task is not None:
+        return TaskScorer(settings.role, settings.task, folder)
+    answers = cast("Answers", settings.answers)  # the schema gives exactly one of the four
+    return AnswerScorer(settings.role, load_splits(answers, lambda file: load_prompts(folder / file)), answers)

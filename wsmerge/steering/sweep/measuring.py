@@ -1,0 +1,143 @@
+"""The part of a sweep file that says how something is measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+__all__ = ["Answers", "Choice", "Measure", "Passages", "Role", "Score", "Task", "one_of"]
+
+Role: TypeAlias = Literal["behaviour", "capability", "coherence", "valid", "perplexity"]
+
+
+def one_of(settings: BaseModel, keys: Sequence[str]) -> None:
+    """Refuse settings that have none of `keys`, or more than one."""
+    given = [key for key in keys if getattr(settings, key) is not None]
+    if len(given) != 1:
+        told = f", not {' and '.join(given)}" if given else ""
+        raise ValueError(f"give exactly one of {', '.join(keys)}{told}")
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+    return text
+
+
+def _function(text: str) -> str:
+    if not re.fullmatch(r"[\w.]+:\w+", text):
+        raise ValueError("name a function as module:function")
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Function = Annotated[str, AfterValidator(_function)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Splits(_Part):
+    """Two files with different items, and how many of each are used at most, spread evenly."""
+
+    validation: str
+    test: str
+    items: PositiveInt | None = None
+
+
+class Choice(_Splits):
+    """Choices between the two answers of pairs, by log-probability.
+
+    Attributes:
+        claim: only pairs whose claim is so.
+        value: `rate`, the share of pairs whose plus answer is preferred, or `margin`, by how many nats per token it is.
+    """
+
+    claim: Literal["true", "false"] | None = None
+    value: Literal["rate", "margin"] = "rate"
+
+
+class Passages(_Splits):
+    """Perplexity of plain text: UTF-8, passages between blank lines."""
+
+
+class Score(_Part):
+    """What a generated answer is worth: exactly one of these.
+
+    Attributes:
+        contains: 1 where the answer has one of these texts in it, in upper or lower case; `answers` for those of the item.
+        regex: 1 where this is found in the answer.
+        fluent: 1 where the answer says something and no more than this share of its word triples are repetitions.
+        function: `module:function`, called with prompt and answer; gives a number, 1 for fully.
+        judge: `module:function` of a judge, called with all prompts and answers of a point at once; gives a number each.
+    """
+
+    contains: Literal["answers"] | tuple[str, ...] | None = None
+    regex: Pattern | None = None
+    fluent: Annotated[float, Field(ge=0, le=1)] | None = None
+    function: Function | None = None
+    judge: Function | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Score:
+        one_of(self, tuple(type(self).model_fields))
+        return self
+
+
+class Answers(_Splits):
+    """Greedy answers to prompts: JSON Lines with `id`, `prompt` and, where the score needs them, `answers`.
+
+    Attributes:
+        score: what an answer is worth.
+        valid: what is found in a valid answer; their share is a figure of its own, and others score 0.
+        max_new_tokens: where an answer is cut.
+    """
+
+    score: Score
+    valid: Pattern | None = None
+    max_new_tokens: PositiveInt = 64
+
+
+class Task(_Part):
+    """A task of lm-eval; documents of even number are for validation, those of odd number for test.
+
+    Attributes:
+        name: the task.
+        metric: which of its metrics, for example `acc_norm`.
+        items: documents of each split at most.
+        include: a folder of tasks of one's own.
+    """
+
+    name: str
+    metric: str = "acc"
+    items: PositiveInt | None = None
+    include: str | None = None
+
+
+class Measure(_Part):
+    """One thing that is measured: exactly one of `choice`, `answers`, `perplexity` and `task`.
+
+    Attributes:
+        role: what its figure means to the pick: the behaviour, or a cost.
+    """
+
+    role: Role
+    choice: Choice | None = None
+    answers: Answers | None = None
+    perplexity: Passages | None = None
+    task: Task | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Measure:
+        one_of(self, ("choice", "answers", "perplexity", "task"))
+        if (self.role == "perplexity") != (self.perplexity is not None):
+            raise ValueError("role perplexity and a perplexity go together")
+        if self.choice is not None and self.choice.value == "margin" and self.role != "behaviour":
+            raise ValueError("choice.value: a margin is in nats, and costs are counted in points; take the rate")
+        return self

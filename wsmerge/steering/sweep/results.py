@@ -1,0 +1,126 @@
+"""What came of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from wsmerge.steering.bootstrap import Interval
+from wsmerge.steering.sweep.config import SweepConfig
+from wsmerge.steering.sweep.items import Split
+from wsmerge.steering.sweep.journal import PointKey
+from wsmerge.steering.sweep.measuring import Role
+from wsmerge.steering.sweep.samples import Kind, Samples
+
+__all__ = ["BASE", "FINE_TUNE", "Figure", "Picked", "Point", "SweepResult", "figures_of"]
+
+BASE = "base"
+FINE_TUNE = "fine-tune"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of one model.
+
+    Attributes:
+        role: what it means to the pick.
+        kind: `share`, `mean` or `perplexity`.
+        value: the figure.
+        change: from the model at k = 0, over the same items; of a perplexity relative to it.
+    """
+
+    role: Role
+    kind: Kind
+    value: Interval
+    change: Interval
+
+    @property
+    def cost(self) -> float:
+        """What the change costs: points that were lost, or percent by which a perplexity rose; 0 for a behaviour."""
+        if self.role == "behaviour":
+            return 0.0
+        return 100 * (self.change.value if self.kind == "perplexity" else -self.change.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A method at one strength on one split; without figures where a figure was not finite."""
+
+    key: PointKey
+    figures: Mapping[str, Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """The strength of one method that was picked on validation.
+
+    Attributes:
+        method: its label.
+        strength: k; 0 where no strength has an effect within the budget.
+        effect: what the target gained on validation, towards the aim, in its own unit.
+    """
+
+    method: str
+    strength: float
+    effect: float
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """A finished sweep.
+
+    Attributes:
+        config: the sweep file.
+        points: everything that was measured: the models that methods are compared with first, then method by method.
+        picks: a strength for each method.
+        layers: the layer that was chosen, by the method's label.
+    """
+
+    config: SweepConfig
+    points: tuple[Point, ...]
+    picks: tuple[Picked, ...]
+    layers: Mapping[str, int]
+
+    @property
+    def reference(self) -> str:
+        """What changes are taken from: `base`, or the `fine-tune` that is repaired."""
+        return FINE_TUNE if self.config.repair is not None else BASE
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods' labels, in the file's order."""
+        return tuple(method.name for method in self.config.methods)
+
+    @property
+    def shown(self) -> Split:
+        """The split whose curves are told: `test` where every strength was measured on it."""
+        return "test" if self.config.test == "all" else "validation"
+
+    def original(self, split: Split) -> float | None:
+        """The target of the original base, where a fine-tune is repaired."""
+        if self.config.repair is None:
+            return None
+        found = next(point for point in self.points if point.key == PointKey(BASE, 0.0, split))
+        return found.figures[self.config.target].value.value
+
+    def point(self, method: str, strength: float, split: Split) -> Point | None:
+        """The point of a method at a strength, the model at k = 0 for 0; None where it was not measured."""
+        name = self.reference if strength == 0 else method
+        return next((point for point in self.points if point.key == PointKey(name, strength, split)), None)
+
+    def curve(self, method: str, split: Split) -> tuple[Point, ...]:
+        """The points of a method in ascending order of strengths, k = 0 among them."""
+        return tuple(sorted(self._curve(method, split), key=lambda point: point.key.strength))
+
+    def _curve(self, method: str, split: Split) -> Iterator[Point]:
+        for point in self.points:
+            if point.key.split == split and point.key.layer is None and point.key.method in (method, self.reference):
+                yield point
+
+
+def figures_of(samples: Mapping[str, Samples], reference: Mapping[str, Samples]) -> dict[str, Figure]:
+    """The figures of one measurement, with their changes from another of the same items."""
+    return {
+        name: Figure(one.role, one.kind, one.interval, one.change_from(reference[name]))
+        for name, one in samples.items()
+    }

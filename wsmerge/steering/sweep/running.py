@@ -1,0 +1,197 @@
+"""Measuring every method at every strength, point by point, each written down before the next begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
+
+from wsmerge.errors import NonFiniteError, UsageError
+from wsmerge.steering.baselines.method import Method, Subject
+from wsmerge.steering.sweep.config import SweepConfig
+from wsmerge.steering.sweep.items import Split
+from wsmerge.steering.sweep.journal import Journal, PointKey
+from wsmerge.steering.sweep.measures import Scorer, measure
+from wsmerge.steering.sweep.picking import pick_strength
+from wsmerge.steering.sweep.results import BASE, FINE_TUNE, Picked, Point, SweepResult, figures_of
+from wsmerge.steering.sweep.samples import Samples
+
+__all__ = ["Contestant", "Progress", "Sweep"]
+
+Progress: TypeAlias = Callable[[PointKey], None]
+"""Called before a point is measured."""
+
+
+@dataclass(slots=True)
+class Contestant:
+    """A method and the strengths that it is measured at; it is made when it is first needed.
+
+    Attributes:
+        label: how tables name it.
+        strengths: without 0.
+        make: makes the method for a layer; None where the method has no layer to choose.
+        candidates: layers to choose from; empty where there is nothing to choose.
+        choose_at: the strength, above 0, at which layers are tried.
+    """
+
+    label: str
+    strengths: tuple[float, ...]
+    make: Callable[[int | None], Method]
+    candidates: tuple[int, ...] = ()
+    choose_at: float = 1.0
+    _made: dict[int | None, Method] = field(default_factory=dict)
+
+    def method(self, layer: int | None) -> Method:
+        """The method for a layer, made once."""
+        if layer not in self._made:
+            self._made[layer] = self.make(layer)
+        return self._made[layer]
+
+
+class Sweep:
+    """One run over all points; what the journal has is not measured again.
+
+    Args:
+        config: the sweep file.
+        subject: the model under study.
+        scorers: what is measured.
+        journal: where points are written down.
+        progress: called before each point.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        subject: Callable[[], Subject],
+        scorers: Mapping[str, Scorer],
+        journal: Journal,
+        progress: Progress | None = None,
+    ) -> None:
+        self._config = config
+        self._subject = subject
+        self._scorers = scorers
+        self._journal = journal
+        self._progress = progress
+        self._layers: dict[str, int] = {}
+        self._order: list[PointKey] = []
+
+    def run(
+        self,
+        contestants: Sequence[Contestant],
+        original: Callable[[], AbstractContextManager[Subject]] | None = None,
+    ) -> SweepResult:
+        """Measure everything, and pick a strength for each method on validation.
+
+        Args:
+            contestants: the methods.
+            original: opens the base of a fine-tune that is repaired; closed before the fine-tune is needed.
+
+        Raises:
+            NonFiniteError: the model as it is has a figure that is not finite.
+        """
+        if original is not None:
+            self._measure_models(BASE, original)
+        self._measure_models(self._reference, lambda: nullcontext(self._subject()))
+        for contestant in contestants:
+            self._measure_contestant(contestant)
+        picks = tuple(self._pick(contestant.label) for contestant in contestants)
+        by_label = {contestant.label: contestant for contestant in contestants}
+        for picked in picks:
+            if picked.strength != 0:
+                self._measure(by_label[picked.method], picked.strength, "test")
+        return SweepResult(self._config, tuple(self._points()), picks, dict(self._layers))
+
+    @property
+    def _reference(self) -> str:
+        return FINE_TUNE if self._config.repair is not None else BASE
+
+    def _measure_models(self, label: str, opened: Callable[[], AbstractContextManager[Subject]]) -> None:
+        """Measure a model as it is; it is loaded only where something is missing."""
+        keys = [PointKey(label, 0.0, split) for split in _SPLITS]
+        self._order += keys
+        if any(map(self._is_missing, keys)):
+            with opened() as subject:
+                for key in keys:
+                    self._take(key, _same(subject), strict=True)
+
+    def _measure_contestant(self, contestant: Contestant) -> None:
+        if contestant.candidates:
+            self._layers[contestant.label] = self._best_layer(contestant)
+        for strength in contestant.strengths:
+            for split in _SPLITS if self._config.test == "all" else _SPLITS[:1]:
+                self._measure(contestant, strength, split)
+
+    def _best_layer(self, contestant: Contestant) -> int:
+        """The layer at which the target moves most between -k and +k; the lowest of equal ones."""
+        target = self._config.target
+        moved: dict[int, float] = {}
+        for layer in contestant.candidates:
+            keys = [PointKey(contestant.label, sign * contestant.choose_at, "validation", layer) for sign in (-1, 1)]
+            for key in keys:
+                self._take(key, partial(self._applied, contestant, key), only=target)
+            values = [self._journal.points[key].get(target) for key in keys]
+            ends = [samples.interval.value for samples in values if samples is not None]
+            if len(ends) == 2:
+                moved[layer] = abs(ends[1] - ends[0])
+        if not moved:
+            raise UsageError("no layer gives finite figures", where=contestant.label, hint="lower choose_at")
+        return max(moved, key=lambda layer: moved[layer])
+
+    def _measure(self, contestant: Contestant, strength: float, split: Split) -> None:
+        key = PointKey(contestant.label, strength, split)
+        if key not in self._order:
+            self._order.append(key)
+            self._take(key, partial(self._applied, contestant, key))
+
+    def _applied(self, contestant: Contestant, key: PointKey) -> AbstractContextManager[Subject]:
+        layer = key.layer if key.layer is not None else self._layers.get(contestant.label)
+        return contestant.method(layer).apply(self._subject(), key.strength)
+
+    def _take(
+        self,
+        key: PointKey,
+        opened: Callable[[], AbstractContextManager[Subject]],
+        *,
+        only: str | None = None,
+        strict: bool = False,
+    ) -> None:
+        if self._is_missing(key, only):
+            if self._progress is not None:
+                self._progress(key)
+            scorers = {name: scorer for name, scorer in self._scorers.items() if only in (None, name)}
+            try:
+                with opened() as subject:
+                    figures = measure(scorers, subject, key.split, self._config.batch_size)
+            except NonFiniteError:
+                if strict:
+                    raise
+                figures = {}  # a strength at which the model breaks is a finding, and no reason to stop
+            self._journal.add(key, figures)
+
+    def _is_missing(self, key: PointKey, needed: str | None = None) -> bool:
+        figures = self._journal.points.get(key)
+        return figures is None or (needed is not None and bool(figures) and needed not in figures)
+
+    def _pick(self, label: str) -> Picked:
+        points = [point for point in self._points() if point.key.method == label and point.key.split == "validation"]
+        return pick_strength(label, points, self._config.target, self._config.pick, self._original())
+
+    def _original(self) -> float | None:
+        """The target of the original base on validation, where a fine-tune is repaired."""
+        if self._config.repair is None:
+            return None
+        return self._journal.points[PointKey(BASE, 0.0, "validation")][self._config.target].interval.value
+
+    def _points(self) -> Iterator[Point]:
+        for key in self._order:
+            reference: dict[str, Samples] = self._journal.points[PointKey(self._reference, 0.0, key.split)]
+            yield Point(key, figures_of(self._journal.points[key], reference))
+
+
+def _same(subject: Subject) -> Callable[[], AbstractContextManager[Subject]]:
+    return lambda: nullcontext(subject)
+
+
+_SPLITS: tuple[Split, Split] = ("validation", "test")

@@ -1,0 +1,62 @@
+"""Signed strengths in a sweep file: a list, or sizes at equal ratios on both sides of 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+
+from wsmerge.recipe.values import Number
+
+__all__ = ["Grid", "Settings", "Strengths", "strengths_of"]
+
+
+class Settings(BaseModel):
+    """What all parts of a sweep file have in common: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Grid(Settings):
+    """Strengths at equal ratios.
+
+    Attributes:
+        start: the smallest, above 0; `from` in the file.
+        to: the largest.
+        points: how many.
+        signs: whether they stand above 0, below 0, or both.
+    """
+
+    start: Annotated[PositiveFloat, Field(alias="from")]
+    to: PositiveFloat
+    points: PositiveInt
+    signs: Literal["both", "plus", "minus"] = "both"
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Grid:
+        if self.start > self.to or (self.points == 1) != (self.start == self.to):
+            raise ValueError("from must be below to, with two points or more, or both the same with one point")
+        return self
+
+    def values(self) -> tuple[float, ...]:
+        """The strengths in ascending order, each rounded to six digits."""
+        sizes = [float(f"{size:.6g}") for size in np.geomspace(self.start, self.to, self.points)]
+        below = [-size for size in reversed(sizes)] if self.signs != "plus" else []
+        return (*below, *(sizes if self.signs != "minus" else ()))
+
+
+def _form(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller gave
+    return "<grid>" if isinstance(value, Grid | Mapping) else "<list>"
+
+
+Strengths: TypeAlias = Annotated[
+    Annotated[Grid, Tag("<grid>")] | Annotated[tuple[Number, ...], Field(min_length=1), Tag("<list>")],
+    Discriminator(_form),
+]
+
+
+def strengths_of(k: Strengths) -> tuple[float, ...]:
+    """The strengths that `k` gives, in ascending order, each once and 0 never: that is measured once for all methods."""
+    return k.values() if isinstance(k, Grid) else tuple(sorted({value for value in k if value != 0}))

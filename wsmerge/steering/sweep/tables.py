@@ -1,0 +1,73 @@
+"""A sweep's results as tables and sentences for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from wsmerge.steering.bootstrap import Interval
+from wsmerge.steering.sweep.picking import is_affordable
+from wsmerge.steering.sweep.results import BASE, Figure, Point, SweepResult
+
+__all__ = ["Table", "picked_table", "points_table", "sentences"]
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Headings, and rows of cells."""
+
+
+def points_table(result: SweepResult) -> Table:
+    """Every point of the split that is shown: its figures, and whether it is within the budget."""
+    names = tuple(result.points[0].figures)
+    rows = []
+    for point in result.points:
+        if point.key.split == result.shown:
+            cells = tuple(_value(point, name) for name in names)
+            rows.append((point.key.method, f"{point.key.strength:+g}", *cells, _affordable(point, result)))
+    return ("method", "k", *names, "within budget"), rows
+
+
+def picked_table(result: SweepResult) -> Table:
+    """The models as they are, and each method at its picked strength, on the test items with intervals."""
+    names = tuple(result.points[0].figures)
+    rows = []
+    labels = [(label, 0.0) for label in dict.fromkeys((BASE, result.reference))]
+    picked = [(one.method, one.strength) for one in result.picks if one.strength != 0]
+    for label, strength in (*labels, *picked):
+        point = next(
+            p for p in result.points if (p.key.method, p.key.strength, p.key.split) == (label, strength, "test")
+        )
+        rows.append((label, f"{strength:+g}", *(_with_interval(point, name) for name in names)))
+    return ("method", "k", *names), rows
+
+
+def sentences(result: SweepResult) -> Iterator[str]:
+    """What was picked, in words."""
+    for picked in result.picks:
+        layer = f" at layer {result.layers[picked.method]}" if picked.method in result.layers else ""
+        if picked.strength == 0:
+            yield f"{picked.method}{layer}: no strength has an effect within the budget"
+        else:
+            effect = f"{result.config.target} by {picked.effect:.3g} on validation"
+            yield f"{picked.method}{layer}: k = {picked.strength:+g} is the best within the budget; it moves {effect}"
+
+
+def _affordable(point: Point, result: SweepResult) -> str:
+    if not point.figures:
+        return "broken"
+    return "yes" if is_affordable(point.figures, result.config.pick) else "no"
+
+
+def _value(point: Point, name: str) -> str:
+    figure = point.figures.get(name)
+    return "not finite" if figure is None else _number(figure, figure.value.value)
+
+
+def _with_interval(point: Point, name: str) -> str:
+    figure = point.figures.get(name)
+    if figure is None:
+        return "not finite"
+    interval: Interval = figure.value
+    return f"{_number(figure, interval.value)} [{_number(figure, interval.low)}, {_number(figure, interval.high)}]"
+
+
+def _number(figure: Figure, value: float) -> str:
+    return f"{value:.1%}" if figure.kind == "share" else f"{value:.4g}"
