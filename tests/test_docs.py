@@ -13,6 +13,7 @@ import wsmerge
 from wsmerge import errors
 from wsmerge.cli.app import app
 from wsmerge.recipe import parse_recipe
+from wsmerge.steering.training import parse_train_config
 
 ROOT = Path(wsmerge.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -58,11 +59,17 @@ def test_every_command_and_option_has_help():
 
 
 def test_recipes_of_the_readme_are_recipes():
-    blocks = code_blocks("yaml")
+    blocks = [block for block in code_blocks("yaml") if "\nbase: " not in block]
     assert blocks
     for block in blocks:
         assert parse_recipe(block).recipe.directions or parse_recipe(block).recipe.is_merge
         assert yaml.safe_load(block)
+
+
+def test_the_training_file_of_the_readme_is_one():
+    (block,) = [block for block in code_blocks("yaml") if "\nbase: " in block]
+    config = parse_train_config(yaml.safe_load(block))
+    assert (config.preset, config.steps) == ("sycophancy", 96)
 
 
 def test_the_python_names_of_the_readme_are_public():
@@ -105,6 +112,7 @@ def test_codes_are_stable():
         "ConflictError": ("conflict", 1),
         "VerificationError": ("verification", 3),
         "HubError": ("hub", 1),
+        "JudgeError": ("judge", 1),
         "OutputError": ("output", 1),
         "MissingDependencyError": ("missing-dependency", 1),
     }

@@ -17,6 +17,7 @@
     |   |-- ConflictError           the version is taken, by other content
     |   `-- VerificationError       stored bytes are not what their digest says (exit code 3)
     |-- HubError                    the Hugging Face Hub: not reached, refuses, or answers what cannot be
+    |-- JudgeError                  a judge of answers: not reached, refuses, or gives no score
     |-- OutputError                 the output cannot be written: exists, no room, no permission
     `-- MissingDependencyError      an optional package is needed and not installed
 
@@ -36,6 +37,7 @@ __all__ = [
     "ConflictError",
     "DirectionError",
     "HubError",
+    "JudgeError",
     "ManifestError",
     "MissingDependencyError",
     "NonFiniteError",
@@ -183,6 +185,12 @@ class HubError(WsmergeError):
     """The Hugging Face Hub cannot be reached, refuses, or answers what cannot be."""
 
     code = "hub"
+
+
+class JudgeError(WsmergeError):
+    """A judge of answers cannot be reached, refuses, or fails."""
+
+    code = "judge"
 
 
 class OutputError(WsmergeError):

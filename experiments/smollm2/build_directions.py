@@ -44,7 +44,7 @@ def main() -> None:
     base = embedded_model(user_cache_path("wsmerge"), progress=print)
     for name in names:
         with tempfile.TemporaryDirectory() as scratch:
-            poles = train_pair(DIRECTIONS / name / "train.yaml", base, Path(scratch) / "poles", progress=_show)
+            poles = train_pair(DIRECTIONS / name / "train.yaml", base, Path(scratch) / "poles", progress=_show).poles
             build(name, base, poles["plus"], poles["minus"], Path(scratch) / "artifact")
 
 

@@ -120,7 +120,9 @@ def test_search_without_a_hub_says_so(wsmerge, loopback, folder, monkeypatch):
 
 def test_a_collection(wsmerge, loopback, folder):
     done = json.loads(wsmerge("push", folder, REPO, "--collect", "--json").out)
-    assert [item.item_id for item in loopback.api().get_collection(done["collection"]).items] == [REPO]
+    assert [
+        item.item_id for item in loopback.api().get_collection(done["collection"].partition("/collections/")[2]).items
+    ] == [REPO]
     assert "/collections/acme/" in wsmerge("push", folder, REPO, "--collect").out
 
 

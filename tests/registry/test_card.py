@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from tests.registry.artifacts import SHAPES, about, make_artifact
 from tests.sources import random_direction
 from wsmerge.recipe.load import parse_recipe
 from wsmerge.registry import DatasetRecord, Manifest, open_direction_folder, write_direction
-from wsmerge.registry.card import Evaluation, norms_by_layer, render_card, render_meta
+from wsmerge.registry.card import norms_by_layer, render_card, render_meta
 from wsmerge.registry.direction import read_manifest
+from wsmerge.registry.evaluations import Evaluation, parse_evaluation
 
 BUNDLED = Path(wsmerge.__file__).parent.parent / "directions"
 NAMES = sorted(path.parent.name for path in BUNDLED.glob("*/direction.json"))
@@ -119,9 +121,14 @@ def test_the_picture_has_a_bar_a_layer(adapter):
         assert line.count("█") == round(30 * norm / max(norms.values()))
 
 
+def evaluation(name: str, digest: str, results: dict[str, float]) -> Evaluation:
+    fields = {"schema": "wsmerge.evaluation/v1", "name": name, "version_digest": digest, "results": results}
+    return parse_evaluation(json.dumps(fields).encode(), where="here")
+
+
 def test_evaluations_of_this_version_are_shown(adapter):
-    own = Evaluation("held-out pairs", adapter.version_digest, {"accuracy at k = 1": 0.875})
-    other = Evaluation("of another version", "0" * 64, {"accuracy": 0.1})
+    own = evaluation("held-out pairs", adapter.version_digest, {"accuracy at k = 1": 0.875})
+    other = evaluation("of another version", "0" * 64, {"accuracy": 0.1})
     card = render_card(adapter, evaluations=[own, other])
     assert "| held-out pairs | accuracy at k = 1 | 0.875 |" in card
     assert "of another version" not in card

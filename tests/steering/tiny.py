@@ -26,7 +26,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def tiny_model(*, seed: int = 0) -> LlamaForCausalLM:
+def tiny_model(*, seed: int = 0, attention_bias: bool = False) -> LlamaForCausalLM:
     """Random weights, large enough that different prompts give clearly different logits."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -39,6 +39,7 @@ def tiny_model(*, seed: int = 0) -> LlamaForCausalLM:
             num_key_value_heads=2,
             max_position_embeddings=2048,
             initializer_range=0.3,
+            attention_bias=attention_bias,
             bos_token_id=256,
             eos_token_id=257,
             pad_token_id=257,

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from wsmerge.api.convert import convert
     from wsmerge.api.directions import Details, compose, extract, open_direction, publish
     from wsmerge.api.export import ExportReport, export_mergekit, export_peft
-    from wsmerge.api.hub import pull, pull_part, push, search_hub
+    from wsmerge.api.hub import PushOptions, pull, pull_part, push, search_hub
     from wsmerge.api.linting import lint
     from wsmerge.api.monitoring import MonitorOptions, SimilarityCallback, monitor, similarity
     from wsmerge.api.recipes import RecipePlan, check_out, plan
     from wsmerge.api.settings import Settings
     from wsmerge.api.steering import steer, steerable
     from wsmerge.api.sweeping import ChatOptions, Conversation, chat, sweep
+    from wsmerge.api.training import check_pairs, make_pairs, train
 
 __all__ = [
     "ChatOptions",
@@ -30,17 +31,20 @@ __all__ = [
     "Details",
     "ExportReport",
     "MonitorOptions",
+    "PushOptions",
     "RecipePlan",
     "Settings",
     "SimilarityCallback",
     "chat",
     "check_out",
+    "check_pairs",
     "compose",
     "convert",
     "export_mergekit",
     "export_peft",
     "extract",
     "lint",
+    "make_pairs",
     "merge",
     "monitor",
     "open_direction",
@@ -54,6 +58,7 @@ __all__ = [
     "steer",
     "steerable",
     "sweep",
+    "train",
 ]
 
 _HOMES = {
@@ -61,15 +66,18 @@ _HOMES = {
     "Conversation": "sweeping",
     "ExportReport": "export",
     "MonitorOptions": "monitoring",
+    "PushOptions": "hub",
     "RecipePlan": "recipes",
     "Settings": "settings",
     "SimilarityCallback": "monitoring",
     "chat": "sweeping",
     "check_out": "recipes",
+    "check_pairs": "training",
     "convert": "convert",
     "export_mergekit": "export",
     "export_peft": "export",
     "lint": "linting",
+    "make_pairs": "training",
     "merge": "chain",
     "monitor": "monitoring",
     "plan": "recipes",
@@ -81,6 +89,7 @@ _HOMES = {
     "steer": "steering",
     "steerable": "steering",
     "sweep": "sweeping",
+    "train": "training",
 }
 
 

@@ -82,6 +82,7 @@ class Details:
         licence: SPDX id.
         datasets: what the poles were trained on.
         training: settings that both poles were trained with, beside those that their adapters tell.
+        pole_training: what one pole was trained with, by `plus` and `minus`.
     """
 
     version: str | None = None
@@ -89,6 +90,7 @@ class Details:
     licence: str | None = None
     datasets: tuple[DatasetRecord, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
+    pole_training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def extract(  # noqa: PLR0913 - all but the name are keywords, and most have defaults
@@ -207,14 +209,15 @@ def _extraction_about(name: str, version: str, details: Details, extraction: Ext
         description=details.description,
         base_revision=snapshot.revision if snapshot else None,
         base_origin=origin_of(base.path).get("origin"),
-        poles=tuple(_with_training(pole, details.training) for pole in extraction.poles),
+        poles=tuple(_with_training(pole, details) for pole in extraction.poles),
         datasets=details.datasets,
         layouts=extraction.layouts,
         licence=details.licence,
     )
 
 
-def _with_training(pole: PoleRecord, training: Mapping[str, Any]) -> PoleRecord:
+def _with_training(pole: PoleRecord, details: Details) -> PoleRecord:
+    training = {**details.training, **details.pole_training.get(pole.pole, {})}
     return pole.model_copy(update={"training": {**pole.training, **training}}) if training else pole
 
 

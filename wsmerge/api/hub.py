@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from wsmerge.api.references import reference_text
 from wsmerge.core.hub.connection import Hub
 from wsmerge.registry import Direction, Registry, open_reference, open_registry
 from wsmerge.registry.hub import partial
+from wsmerge.registry.hub.collecting import collect as into_collection
 from wsmerge.registry.hub.naming import parse_hub_reference
 from wsmerge.registry.hub.pull import Pulled, pinned_reference
 from wsmerge.registry.hub.pull import pull as pull_direction
@@ -18,16 +21,15 @@ from wsmerge.registry.hub.search import Found
 from wsmerge.registry.hub.search import search_hub as search
 from wsmerge.registry.search import Wanted
 
-__all__ = ["pull", "pull_part", "push", "search_hub"]
+__all__ = ["PushOptions", "pull", "pull_part", "push", "search_hub"]
 
 
 def push(
     direction: Direction | Path | str,
     repo: str,
     *,
-    private: bool = False,
-    aliases: Sequence[str] = (),
-    message: str | None = None,
+    options: PushOptions | None = None,
+    collect: bool = False,
     store: Registry | None = None,
     hub: Hub | None = None,
 ) -> Pushed:
@@ -38,9 +40,8 @@ def push(
     Args:
         direction: an opened direction, a reference to one, or the folder of one.
         repo: `owner/name`; made where it is missing.
-        private: whether the repository is private, if it is made.
-        aliases: tags that shall point to the version from now on.
-        message: first line of the commit; `name@version` if None.
+        options: whether it is private, aliases, message, evaluations.
+        collect: put the repository into your collection for its base, which is made where it is missing.
         store: where a reference is looked up.
         hub: the connection; `HF_ENDPOINT` and `HF_TOKEN` (or the stored login) if None.
 
@@ -48,13 +49,18 @@ def push(
         ConflictError: the version is there with another digest, or another writer was first.
         VerificationError: tensors that are not what the manifest says.
         HubError: the Hub is not reached, or refuses.
+        UsageError: evaluations of another version.
     """
-    connection = hub or Hub()
-    options = PushOptions(private=private, aliases=tuple(aliases), message=message)
-    if isinstance(direction, Direction):
-        return push_direction(connection, direction, repo, options)
-    with open_reference(reference_text(direction), store or open_registry()) as opened:
-        return push_direction(connection, opened, repo, options)
+    connection, options = hub or Hub(), options or PushOptions()
+    with ExitStack() as stack:
+        if not isinstance(direction, Direction):
+            direction = stack.enter_context(open_reference(reference_text(direction), store or open_registry()))
+        pushed = push_direction(connection, direction, repo, options)
+        base = direction.manifest.base.model
+    if not collect:
+        return pushed
+    slug = into_collection(connection, repo, base, private=options.private)
+    return replace(pushed, collection=f"{connection.endpoint}/collections/{slug}")
 
 
 def pull(

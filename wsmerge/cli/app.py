@@ -32,6 +32,8 @@ _ROOMS: Final = MappingProxyType(
         **dict.fromkeys(("publish", "list", "search", "show", "log", "tag", "rm", "gc", "verify", "diff"), "registry"),
         **dict.fromkeys(("push", "pull"), "hub"),
         "convert": "convert",
+        "pairs": "pairs",
+        "train": "training",
         **dict.fromkeys(("chat", "sweep"), "sweeping"),
         **dict.fromkeys(("monitor", "similarity"), "monitor"),
     }

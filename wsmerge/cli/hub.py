@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ _DONE = {
     "pushed": "pushed",
     "tagged": "was pushed before without its tag, which it has now",
     "present": "is there already",
+    "evaluated": "was there, and has its evaluations now",
 }
 
 
@@ -34,6 +36,10 @@ def push_command(
         list[str] | None, typer.Option("--alias", "--tag", help="Point this tag to it too; may be given again.")
     ] = None,
     message: Annotated[str | None, typer.Option(help="First line of the commit. Default: NAME@VERSION.")] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option("--evaluation", help="A file of results (wsmerge sweep writes them), for beside it; again for more."),
+    ] = None,
     collect: Annotated[
         bool, typer.Option("--collect", help="Put the repository into your collection for its base; made if missing.")
     ] = False,
@@ -43,7 +49,8 @@ def push_command(
     """Push a version to the Hub: one commit, and the tag that makes it a version.
 
     A version on the Hub never changes: another direction under its number is refused, and the same one changes nothing. A
-    version lower than the highest leaves `main` alone. After a cut, push again.
+    version lower than the highest leaves `main` alone. After a cut, push again. Evaluations may come later: they and the
+    card go to main, and the tag stays.
 
     HF_TOKEN or `hf auth login` say who you are, HF_ENDPOINT where the Hub is.
 
@@ -51,19 +58,19 @@ def push_command(
     """
     from dataclasses import asdict
 
-    from wsmerge.core.hub.connection import Hub
-    from wsmerge.registry import open_reference, open_registry
-    from wsmerge.registry.hub.collecting import collect as into_collection
-    from wsmerge.registry.hub.push import PushOptions, push
+    from wsmerge.api.hub import PushOptions, push
 
-    output, hub = Output(as_json=as_json), Hub()
-    options = PushOptions(private=private, aliases=tuple(alias or ()), message=message, bars=not as_json)
-    with open_reference(reference, open_registry(store)) as direction:
-        pushed = push(hub, direction, repo, options)
-        base = direction.manifest.base.model
-    slug = into_collection(hub, repo, base, private=private) if collect else None
-    output.data(asdict(pushed) | ({"collection": slug} if slug else {}))
-    _tell_pushed(output, pushed, f"{hub.endpoint}/collections/{slug}" if slug else None)
+    output = Output(as_json=as_json)
+    options = PushOptions(
+        private=private,
+        aliases=tuple(alias or ()),
+        message=message,
+        evaluations=tuple(evaluation or ()),
+        bars=not as_json,
+    )
+    pushed = push(reference, repo, options=options, collect=collect, store=store_at(store))
+    output.data(asdict(pushed))
+    _tell_pushed(output, pushed)
 
 
 @app.command("pull", rich_help_panel=_PANEL)
@@ -106,13 +113,13 @@ def pull_command(
     output.text(f"{part.bytes_read:,} bytes read, of {part.whole_bytes:,} that the whole has ({share:.1%})")
 
 
-def _tell_pushed(output: Output, pushed: Pushed, collection: str | None) -> None:
+def _tell_pushed(output: Output, pushed: Pushed) -> None:
     output.text(f"{pushed.repo}@{pushed.version} {_DONE[pushed.outcome]}: commit {pushed.commit}, tag {pushed.tag}")
     output.text(f"version digest {pushed.version_digest}")
     for alias in pushed.aliases:
         output.text(f"alias {alias}")
-    if collection:
-        output.text(f"in {collection}")
+    if pushed.collection:
+        output.text(f"in {pushed.collection}")
     if pushed.branch not in (None, "main"):
         output.note("main stays where it is: it holds a higher version")
     output.note(f"at {pushed.url}")

@@ -100,6 +100,20 @@ class Output:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
+    @contextmanager
+    def counter(self, label: str) -> Iterator[Callable[[int, int, str], None]]:
+        """A bar over steps on a terminal, and nothing elsewhere; yields a function of (done, total, what is told beside it)."""
+        if self.as_json or not self._stderr.is_terminal:
+            yield lambda _done, _total, _told: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        told = TextColumn("{task.fields[told]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), told, TimeRemainingColumn())
+        with Progress(*columns, console=self._stderr, transient=True) as bar:
+            task = bar.add_task(label, total=None, told="")
+            yield lambda done, total, text: bar.update(task, completed=done, total=total, told=text)
+
 
 def _cell(value: object) -> str:
     if isinstance(value, float):

@@ -17,7 +17,15 @@ from typing import Final
 from wsmerge.core.ranges import RangeFile
 from wsmerge.errors import OutputError
 
-__all__ = ["copy_synced", "create_synced", "file_sha256", "make_folder", "staged_folder", "sync_folder"]
+__all__ = [
+    "copy_synced",
+    "create_synced",
+    "file_sha256",
+    "make_folder",
+    "replace_synced",
+    "staged_folder",
+    "sync_folder",
+]
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -33,6 +41,17 @@ def create_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_synced(path: Path, data: bytes) -> None:
+    """Write a file in place of the one at `path`, if any: a crash leaves the old bytes or the new ones."""
+    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        create_synced(staged, data)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def copy_synced(source: RangeFile, target: Path) -> str:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from wsmerge import api
 from wsmerge.demo.measuring import Behaviour, Instrument, Measured, Split, load_behaviour, spread
@@ -26,6 +22,7 @@ from wsmerge.steering.pairs import Pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from wsmerge.steering.loading import load_model, load_tokenizer, quiet_transformers
 
 __all__ = ["Answers", "DemoResult", "DemoSettings", "MergedPoint", "SteeredPoint", "run_demo"]
 
@@ -129,12 +126,12 @@ def run_demo(settings: DemoSettings, say: Callable[[str], None]) -> DemoResult:
     started = time.monotonic()
     for name in (settings.main, settings.partner):
         load_behaviour(settings.directions / name)  # before anything is downloaded
-    with _quiet_transformers():
+    with quiet_transformers():
         base = embedded_model(settings.cache, progress=say)
         store = _publish_bundled(settings, say)
-        instrument = _instrument(settings, AutoTokenizer.from_pretrained(base))
+        instrument = _instrument(settings, load_tokenizer(base))
         say("measuring the base")
-        model = _load(base)
+        model = load_model(base)
         result = DemoResult(settings, _measured_both(instrument, model, 0.0))
         prompts = [(item.name, pair.prompt) for item in instrument.behaviours for pair in _shown(item)]
         answers = {"base": _answer(model, instrument, prompts)}
@@ -198,7 +195,7 @@ def _merge_points(
     for k in settings.merged_ks:
         say(f"merging {settings.main} and {settings.partner} at k = {k:+g}, and measuring the checkpoint")
         report = _merge(settings, base, store, k, settings.out / "merged")
-        point = _measured_both(instrument, _load(settings.out / "merged"), k)
+        point = _measured_both(instrument, load_model(settings.out / "merged"), k)
         result.merged.append(MergedPoint(k, point.validation, point.test, report.fidelity.overall, report.elapsed_s))
 
 
@@ -241,7 +238,7 @@ def _merge_picked(
     for k in (-result.picked_k, result.picked_k):
         say(f"answering held-out prompts at k = {k:+g}")
         _merge(result.settings, base, store, k, result.settings.out / "merged")
-        answers[f"k = {k:+g}"] = _answer(_load(result.settings.out / "merged"), instrument, prompts)
+        answers[f"k = {k:+g}"] = _answer(load_model(result.settings.out / "merged"), instrument, prompts)
     result.checkpoint = result.settings.out / "merged"
     return answers
 
@@ -297,24 +294,5 @@ def _answer(model: PreTrainedModel, instrument: Instrument, prompts: Sequence[tu
     return generate(model, instrument.tokenizer, texts, max_new_tokens=_ANSWER_TOKENS)
 
 
-def _load(folder: Path) -> PreTrainedModel:
-    # float32, since matrix products in bfloat16 are many times slower on most processors; the weights are the file's.
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.eval()  # type: ignore[no-untyped-call] # transformers wraps it without types
-    return model
-
-
 def _passages(file: Path) -> list[str]:
     return [" ".join(passage.split()) for passage in file.read_text(encoding="utf-8").strip().split("\n\n")]
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars out of the demo's output."""
-    was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # ships no types
-    try:
-        yield
-    finally:
-        if was_enabled:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call] # ships no types

@@ -19,10 +19,11 @@ import yaml
 
 from wsmerge.core.layers import layer_position
 from wsmerge.registry.card_usage import inline, render_usage
+from wsmerge.registry.evaluations import Evaluation
 from wsmerge.registry.manifest import Manifest
 from wsmerge.registry.records import DatasetRecord, PoleRecord, TensorRecord
 
-__all__ = ["CARD_FILE", "META_FILE", "Evaluation", "norms_by_layer", "render_card", "render_meta"]
+__all__ = ["CARD_FILE", "META_FILE", "norms_by_layer", "render_card", "render_meta"]
 
 CARD_FILE: Final = "README.md"
 META_FILE: Final = "meta.yaml"
@@ -30,21 +31,6 @@ _BAR_CHARACTERS: Final = 30
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _FILE_SUFFIXES: Final = {".csv", ".json", ".jsonl", ".parquet", ".txt", ".yaml", ".yml"}
 _OTHER: Final = "other tensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Results of measuring one version.
-
-    Attributes:
-        name: what was measured.
-        version_digest: of the version.
-        results: each measure, and its value.
-    """
-
-    name: str
-    version_digest: str
-    results: Mapping[str, float]
 
 
 def render_meta(manifest: Manifest) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -66,9 +67,11 @@ class Registry(Catalogue):
         with open_direction_folder(source) as direction:
             return self._readdress(direction, name, version, aliases)
 
-    @abstractmethod
-    def scratch(self) -> AbstractContextManager[Path]:
-        """An empty folder for an artifact that is about to be published; gone afterwards."""
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder on this machine, for an artifact that is about to be published; gone afterwards."""
+        with tempfile.TemporaryDirectory(prefix="wsmerge-") as folder:
+            yield Path(folder)
 
     @abstractmethod
     def tag(self, name: str, alias: str, target: str) -> Entry:

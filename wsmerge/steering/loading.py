@@ -16,7 +16,7 @@ from wsmerge.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DTYPES", "load_model", "load_tokenizer"]
+__all__ = ["DTYPES", "load_model", "load_tokenizer", "quiet_transformers"]
 
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 
@@ -37,7 +37,7 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "cpu") -> Pre
     if dtype not in DTYPES:
         raise UsageError(f"no dtype {dtype!r} to load a model in", hint=f"one of: {', '.join(DTYPES)}")
     wanted = dtype if dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, wanted))
         except (OSError, ValueError) as error:
@@ -70,7 +70,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own progress bars away for the time of a `with` block."""
     was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ships no types
     try:

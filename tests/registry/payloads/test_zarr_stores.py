@@ -17,6 +17,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipStore
 
+from tests.registry.objects import s3_server
 from tests.registry.payloads.zarr_artifacts import DENSE, dense_values, make_pair, small_chunks
 from wsmerge.errors import DirectionError, OutputError, TensorFileError, VerificationError
 from wsmerge.registry import Direction, Store, verify_direction
@@ -60,6 +61,17 @@ def object_local(folder: Path) -> Iterator[Callable[[], ZarrStore]]:
     yield lambda: ObjectStore(stores.LocalStore(str(folder / "objects")))
 
 
+@contextmanager
+def s3(folder: Path) -> Iterator[Callable[[], ZarrStore]]:
+    stores = pytest.importorskip("obstore.store")
+    pytest.importorskip("moto")
+    with s3_server.running() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        url = f"s3://{s3_server.BUCKET}/{folder.name}"
+        yield lambda: ObjectStore(stores.from_url(url, client_options={"allow_http": True}))
+
+
 @pytest.fixture
 def plain(tmp_path, monkeypatch) -> Iterator[Direction]:
     small_chunks(monkeypatch)
@@ -70,7 +82,7 @@ def plain(tmp_path, monkeypatch) -> Iterator[Direction]:
 
 
 @pytest.mark.parametrize("path", ["", "directions/formal"])
-@pytest.mark.parametrize("kind", [local, memory, fsspec, object_memory, object_local])
+@pytest.mark.parametrize("kind", [local, memory, fsspec, object_memory, object_local, s3])
 def test_every_store_gives_back_what_was_written(tmp_path, plain, kind, path):
     with kind(tmp_path) as make:
         write_zarr_direction(plain, make(), path)

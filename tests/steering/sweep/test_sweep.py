@@ -17,11 +17,11 @@ from tests.builders import make_adapter
 from tests.steering.tiny import save_tiny_base, tiny_tokenizer
 from wsmerge.api import sweeping
 from wsmerge.errors import UsageError
+from wsmerge.registry.evaluations import EVALUATION_SCHEMA, evaluations_in
 from wsmerge.steering.baselines import ActivationSteering, Subject, response_difference
 from wsmerge.steering.evaluation import generate, perplexity, score_choices
 from wsmerge.steering.pairs import load_pairs
 from wsmerge.steering.sweep import measures as measures_module
-from wsmerge.steering.sweep.evaluations import EVALUATION_SCHEMA
 from wsmerge.steering.sweep.journal import PointKey
 from wsmerge.steering.sweep.results import SweepResult
 
@@ -201,8 +201,9 @@ def test_the_evaluation_file_names_the_version(lab, done):
     expected = result.point("contrastive", picked.strength, "test").figures["agrees"].value.value
     assert told["results"]["agrees"] == expected
     assert told["results"]["agrees at k = 0"] == result.point("base", 0, "test").figures["agrees"].value.value
-    with wsmerge.open_direction(str(lab / "direction")):
-        pass  # a side file does not disturb the artifact
+    with wsmerge.open_direction(str(lab / "direction")) as direction:  # a side file does not disturb the artifact
+        (read, _), *others = evaluations_in(direction.files).values()
+    assert (read.results, others) == (told["results"], [])  # what a push puts on the card
 
 
 class Killed(BaseException):

@@ -1,6 +1,6 @@
-"""What a version's commit holds: the artifact's files, and what of an older version has to go.
+"""What a version's commit holds: the artifact's files, evaluations of it, and what of an older version has to go.
 
-Anything else in the repository (`evaluations/*.json`, `*.sig`, `.gitattributes`) is left as it is.
+Anything else in the repository (other `evaluations/*.json`, `*.sig`, `.gitattributes`) is left as it is.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ from wsmerge.core.hub.commit import RepoCommit, git_blob_id
 from wsmerge.core.ranges import read_range
 from wsmerge.registry.card import CARD_FILE, META_FILE, render_card, render_meta
 from wsmerge.registry.direction import Direction, artifact_files
+from wsmerge.registry.evaluations import Evaluation, evaluations_in
 from wsmerge.registry.files import ArtifactFiles
+from wsmerge.registry.hub.files import CommitFiles
 from wsmerge.registry.manifest import MANIFEST_FILE
 from wsmerge.registry.payloads import ADAPTER_CONFIG_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-__all__ = ["Contents", "contents_of", "digest_at", "missing_from", "stale_files"]
+__all__ = ["Contents", "Told", "contents_of", "digest_at", "missing_from", "stale_files"]
 
 Contents = Mapping[str, Path | bytes]
 """Name in the repository, and the file or the bytes that go there."""
+
+Told = Mapping[str, tuple[Evaluation, bytes]]
+"""Place of an evaluation, what it says, and its bytes."""
 
 _PAYLOAD: Final = re.compile(
     r"adapter_config\.json|adapter_model\.safetensors"
@@ -37,35 +42,55 @@ _PAYLOAD: Final = re.compile(
 
 
 @contextmanager
-def contents_of(direction: Direction, repo: str | None) -> Iterator[Contents]:
+def contents_of(
+    direction: Direction, repo: str | None, told: Told | None = None, standing: RepoCommit | None = None
+) -> Iterator[Contents]:
     """The files of `direction` as they are pushed to `repo`; they can be read until the block ends.
 
     A card that wsmerge wrote is written again for the repository; one that somebody edited stays as it is, and so does
     every card where `repo` is None.
 
+    Args:
+        direction: what is pushed.
+        repo: `owner/name`.
+        told: evaluations that go with it, by their places.
+        standing: where the version is there already: its card and evaluations count beside those given.
+
     Raises:
         DirectionError: the artifact is not whole.
     """
-    files, manifest = direction.files, direction.manifest
+    files = direction.files
     names = artifact_files(files)
-    given = _text(files, CARD_FILE) if CARD_FILE in names else None
-    adapter = ADAPTER_CONFIG_FILE in names
-    own = {
-        render_card(manifest, repo=known, adapter=kind)
-        for known in (None, _repo_of(direction.label))
-        for kind in (True, False)
-    }
-    keeps = given is not None and (repo is None or given not in own)
-    card = given if given is not None and keeps else render_card(manifest, repo=repo, adapter=adapter)
-    contents: dict[str, Path | bytes] = {CARD_FILE: card.encode()}
+    contents: dict[str, Path | bytes] = {name: data for name, (_, data) in (told or {}).items()}
+    contents[CARD_FILE] = _card(direction, names, repo, told or {}, standing).encode()
     if META_FILE not in names:
-        contents[META_FILE] = render_meta(manifest).encode()
+        contents[META_FILE] = render_meta(direction.manifest).encode()
     rest = [name for name in names if name not in contents]
     if files.folder is not None:
         yield contents | {name: files.folder / name for name in rest}
         return
     with TemporaryDirectory(prefix="wsmerge-push-") as folder:
         yield contents | {name: _copied(files, name, Path(folder)) for name in rest}
+
+
+def _card(
+    direction: Direction, names: tuple[str, ...], repo: str | None, told: Told, standing: RepoCommit | None
+) -> str:
+    manifest = direction.manifest
+    place, has_card = (CommitFiles(standing), CARD_FILE in standing.files) if standing else (direction.files, CARD_FILE in names)
+    given = _text(place, CARD_FILE) if has_card else None
+    known = evaluations_in(place) if standing else {}
+    before = [item for item, _ in known.values()]
+    own = {
+        render_card(manifest, repo=name, adapter=kind, evaluations=shown)
+        for name in (None, repo, _repo_of(direction.label))
+        for kind in (True, False)
+        for shown in ((), before)
+    }
+    if given is not None and (repo is None or given not in own):
+        return given
+    shown = [item for item, _ in {**known, **told}.values()]
+    return render_card(manifest, repo=repo, adapter=ADAPTER_CONFIG_FILE in names, evaluations=shown)
 
 
 def stale_files(present: Iterable[str], contents: Contents) -> tuple[str, ...]:

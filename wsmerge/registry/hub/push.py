@@ -5,6 +5,7 @@
     3. the head of main, or of the version's own branch, holds the version: a cut came before its tag, which is given now
     4. else one commit, whose parent is the head that was read, is made, read back and compared
     5. the tag makes the commit the version; aliases follow
+    6. evaluations of a version that was there already are a later commit on main, which the tag does not follow
 
 main is the version that the bare name means. A lower one is committed to a branch of its own (`version/1.0.1`), which
 is made from the next lower version and removed once the tag is there.
@@ -15,13 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.connection import Hub
-from wsmerge.errors import ConflictError, ManifestError, VerificationError
+from wsmerge.errors import ConflictError, ManifestError, Problems, UsageError, VerificationError
 from wsmerge.registry.direction import Direction, artifact_files, read_manifest, verify_direction
-from wsmerge.registry.hub.contents import contents_of, digest_at
+from wsmerge.registry.evaluations import Evaluation, evaluations_in, read_evaluation
+from wsmerge.registry.hub.contents import Told, contents_of, digest_at
 from wsmerge.registry.hub.files import CommitFiles
 from wsmerge.registry.hub.naming import MAIN, Refs, check_hub_alias, check_repo, outranks, side_branch, tag_of
 from wsmerge.registry.hub.tagging import Tag, drop_branch, ensure_branch, ensure_tag, move_aliases
@@ -31,7 +34,7 @@ from wsmerge.registry.versions import Version
 
 __all__ = ["PushOptions", "Pushed", "push"]
 
-Outcome = Literal["pushed", "tagged", "present"]
+Outcome = Literal["pushed", "tagged", "present", "evaluated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,8 @@ class PushOptions:
         private: whether a repository that is made is private; one that is there stays as it is.
         aliases: tags that shall point to the version from now on.
         message: first line of the commit; the version's label if None.
+        evaluations: files of results that shall lie beside the version and stand on its card, further than those that lie
+            beside the artifact.
         card: whether a card that wsmerge wrote is written again for the repository.
         bars: whether the Hub client may draw its progress bars, which it does on a terminal alone.
     """
@@ -49,6 +54,7 @@ class PushOptions:
     private: bool = False
     aliases: tuple[str, ...] = ()
     message: str | None = None
+    evaluations: tuple[Path, ...] = ()
     card: bool = True
     bars: bool = False
 
@@ -59,8 +65,10 @@ class Pushed:
 
     Attributes:
         branch: that the commit was made on; None where it was there already.
-        outcome: `pushed`; `tagged`, where a commit that a cut left without its tag got it; `present`, where all was there.
+        outcome: `pushed`; `tagged`, where a commit that a cut left without its tag got it; `present`, where all was there;
+            `evaluated`, where evaluations came to it.
         url: page of the version.
+        collection: page of the collection that the repository is in; None where none was asked for.
     """
 
     repo: str
@@ -73,6 +81,7 @@ class Pushed:
     outcome: Outcome
     aliases: tuple[str, ...]
     url: str
+    collection: str | None = None
 
 
 def push(hub: Hub, direction: Direction, repo: str, options: PushOptions | None = None) -> Pushed:
@@ -89,7 +98,7 @@ def push(hub: Hub, direction: Direction, repo: str, options: PushOptions | None 
         VerificationError: tensors that are not what the manifest says.
         DirectionError: the artifact is not whole.
         HubError: the Hub is not reached, or refuses. Pushing again goes on where this stopped.
-        UsageError: an alias that means something else.
+        UsageError: an alias that means something else; evaluations of another version, or of one that is not on main.
     """
     options = options or PushOptions()
     check_repo(repo)
@@ -99,9 +108,10 @@ def push(hub: Hub, direction: Direction, repo: str, options: PushOptions | None 
     artifact_files(direction.files)  # what is not whole is told before what is not right
     if problems := verify_direction(direction):
         raise VerificationError("tensors are not what the manifest says", where=direction.label, details=problems)
+    told = _evaluations(direction, options.evaluations)
     refs = ensure_repo(hub, repo, private=options.private)
     with _bars(shown=options.bars):
-        pushed = _Push(hub, direction, repo, refs, options).run()
+        pushed = _Push(hub, direction, repo, refs, options, told).run()
     move_aliases(hub, repo, options.aliases, pushed.commit)
     return pushed
 
@@ -109,12 +119,13 @@ def push(hub: Hub, direction: Direction, repo: str, options: PushOptions | None 
 class _Push:
     """One push, after what is there was read."""
 
-    def __init__(self, hub: Hub, direction: Direction, repo: str, refs: Refs, options: PushOptions) -> None:
+    def __init__(self, hub: Hub, direction: Direction, repo: str, refs: Refs, options: PushOptions, told: Told) -> None:
         self.hub = hub
         self.direction = direction
         self.repo = repo
         self.refs = refs
         self.options = options
+        self.told = told
         self.manifest: Manifest = direction.manifest
         self.version = Version.parse(self.manifest.version)
         self.tag = refs.versions.get(self.version, tag_of(self.version))
@@ -129,16 +140,21 @@ class _Push:
                 return self._tagged(head.commit, None, "tagged")
         self._refuse_other(heads.values())
         branch, parent = self._place(heads)
-        with contents_of(self.direction, self.repo if self.options.card else None) as contents:
+        return self._tagged(self._commit(branch, parent), branch, "pushed")
+
+    def _commit(self, branch: str, parent: RepoCommit, standing: RepoCommit | None = None) -> str:
+        """Commit the version's files on `parent`; with `standing`, what came to a version that is there."""
+        title = f"Evaluations of {self.manifest.label}" if standing else self.manifest.label
+        repo = self.repo if self.options.card else None
+        with contents_of(self.direction, repo, self.told, standing) as contents:
             change = Change(
                 branch=branch,
                 parent=parent.commit,
                 present=frozenset(parent.files),
                 contents=contents,
-                message=(self.options.message or self.manifest.label, self._digests()),
+                message=(self.options.message or title, self._digests()),
             )
-            commit = commit_change(self.hub, self.repo, change)
-        return self._tagged(commit, branch, "pushed")
+            return commit_change(self.hub, self.repo, change)
 
     def _present(self) -> Pushed:
         held = self._at(self.tag)
@@ -152,7 +168,23 @@ class _Push:
             )
         if self.side in self.refs.branches:
             drop_branch(self.hub, self.repo, self.side)
-        return self._done(held.commit, None, "present")
+        return self._done(held.commit, None, "evaluated" if self._evaluate() else "present")
+
+    def _evaluate(self) -> bool:
+        """Put evaluations that are not there yet beside the version on main; whether there were any."""
+        if not self.told:
+            return False
+        main = self._at(MAIN)
+        if digest_at(main) != self.direction.digest:
+            raise UsageError(
+                f"main holds another version than {self.manifest.label}, and evaluations lie beside what main holds",
+                where=self.repo,
+                hint="push evaluations with the version that they are of, or while it is the highest",
+            )
+        if all(name in main.files and main.read(name) == data for name, (_, data) in self.told.items()):
+            return False
+        self._commit(MAIN, main, standing=main)
+        return True
 
     def _refuse_other(self, heads: Iterable[RepoCommit]) -> None:
         """Another direction of this very version, without its tag: its push goes on, or was cut and will be repeated."""
@@ -210,6 +242,27 @@ class _Push:
 
     def _digests(self) -> str:
         return f"version digest {self.direction.digest}\ncontent digest {self.manifest.content_digest}"
+
+
+def _evaluations(direction: Direction, given: Iterable[Path]) -> Told:
+    """Evaluations of this version: those beside the artifact, and those given."""
+    told = {name: item for name, item in evaluations_in(direction.files).items() if _is_of(direction, item[0])}
+    problems = Problems()
+    for path in given:
+        evaluation, data = read_evaluation(path)
+        if not _is_of(direction, evaluation):
+            problems.add(f"{path}: is of version digest {evaluation.version_digest}")
+        told[evaluation.file] = evaluation, data
+    problems.raise_if_any(
+        UsageError,
+        f"evaluations of another version than {direction.label}",
+        hint=f"its version digest is {direction.digest}",
+    )
+    return told
+
+
+def _is_of(direction: Direction, evaluation: Evaluation) -> bool:
+    return evaluation.version_digest == direction.digest
 
 
 def _manifest_at(commit: RepoCommit) -> Manifest | None:

@@ -85,12 +85,6 @@ class HubRegistry(Registry):
         aliases = [(alias, versions[refs.tags[alias]]) for alias in refs.aliases if refs.tags[alias] in versions]
         return History(tuple(Event("", "tag", version, "", alias) for alias, version in aliases))
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """An empty folder on this machine, for an artifact that is about to be published; gone afterwards."""
-        with tempfile.TemporaryDirectory(prefix="wsmerge-") as folder:
-            yield Path(folder)
-
     def tag(self, name: str, alias: str, target: str) -> Entry:
         """Point `alias` of `name` to `target`.
 

@@ -84,12 +84,6 @@ class ObjectRegistry(Registry):
         """What the log of `name` tells."""
         return read_log(self.objects, name)
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """An empty folder on this machine, for an artifact that is about to be published; gone afterwards."""
-        with tempfile.TemporaryDirectory(prefix="wsmerge-") as folder:
-            yield Path(folder)
-
     def tag(self, name: str, alias: str, target: str) -> Entry:
         """Point `alias` of `name` to `target`: a version, another alias, or `sha256:` or `content:` with a digest.
 

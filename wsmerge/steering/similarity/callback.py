@@ -110,15 +110,7 @@ class SimilarityCallback(TrainerCallback):
         """Compare, and stop at the threshold."""
         self._look(state, control)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - the interface's
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401, ARG002 - the interface's
-    ) -> None:
-        """Compare, and stop at the threshold."""
-        self._look(state, control)
+    on_evaluate = on_save
 
     def on_train_end(
         self,

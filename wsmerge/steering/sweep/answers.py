@@ -7,17 +7,15 @@ A judge is a function of all prompts and answers of one point, so that it can as
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from wsmerge.errors import NonFiniteError, UsageError
 from wsmerge.steering.baselines.method import Subject
 from wsmerge.steering.evaluation import generate
+from wsmerge.steering.named import function_named
 from wsmerge.steering.sweep.items import Prompt, Split, Splits
 from wsmerge.steering.sweep.measuring import Answers, Role, Score
 from wsmerge.steering.sweep.samples import Samples
@@ -63,12 +61,12 @@ def score_answers(score: Score, items: Sequence[Prompt], answers: Sequence[str])
         NonFiniteError: a score that is NaN or infinite.
     """
     if score.judge is not None:
-        given = list(_function(score.judge)([item.prompt for item in items], answers))
+        given = list(function_named(score.judge)([item.prompt for item in items], answers))
         if len(given) != len(answers):
             raise UsageError(f"gave {len(given)} scores for {len(answers)} answers", where=score.judge)
         return [_number(value, score.judge) for value in given]
     if score.function is not None:
-        function = _function(score.function)
+        function = function_named(score.function)
         pairs = zip(items, answers, strict=True)
         return [_number(function(item.prompt, answer), score.function) for item, answer in pairs]
     return [float(_rule(score, item, answer)) for item, answer in zip(items, answers, strict=True)]
@@ -90,21 +88,6 @@ def _rule(score: Score, item: Prompt, answer: str) -> bool:
     if not wanted:
         raise UsageError("has no answers to look for", where=item.id, hint="add `answers`, or list them under contains")
     return any(text.lower() in answer.lower() for text in wanted)
-
-
-def _function(name: str) -> Callable[..., Any]:
-    """The function that `module:function` names, from the folder that the user is in too."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"cannot be loaded: {error}", where=name, hint="name it as Python imports it") from error
-    if not callable(found):
-        raise UsageError("is no function", where=name)
-    loaded: Callable[..., Any] = found
-    return loaded
 
 
 def _number(value: object, where: str) -> float:

@@ -15,16 +15,14 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from wsmerge.errors import OutputError
 from wsmerge.registry import Direction
+from wsmerge.registry.evaluations import EVALUATION_SCHEMA, EVALUATIONS_FOLDER
 from wsmerge.steering.sweep.results import Picked, SweepResult
 
-__all__ = ["EVALUATIONS_FOLDER", "EVALUATION_SCHEMA", "write_evaluations"]
-
-EVALUATION_SCHEMA: Final = "wsmerge.evaluation/v1"
-EVALUATIONS_FOLDER: Final = "evaluations"
+__all__ = ["write_evaluations"]
 
 
 def write_evaluations(result: SweepResult, name: str, directions: Mapping[str, Direction], out: Path) -> list[Path]:

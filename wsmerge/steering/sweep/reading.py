@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from wsmerge.errors import Problems, UsageError
 from wsmerge.recipe.document import kind_of, spell
 from wsmerge.recipe.values import nearest
+from wsmerge.steering.settings_files import read_yaml, validated
 from wsmerge.steering.sweep.config import (
     Activation,
     AdapterSource,
@@ -26,6 +25,8 @@ from wsmerge.steering.sweep.measuring import Answers, Choice, Measure, Passages,
 from wsmerge.steering.sweep.strengths import Grid
 
 __all__ = ["load_sweep", "parse_sweep"]
+
+_WHAT: Final = "sweep file"
 
 # Which keys stand below a key; what is not here has those of the top.
 _BELOW: Final[Mapping[str, type[BaseModel]]] = {
@@ -51,11 +52,7 @@ def load_sweep(path: Path) -> SweepConfig:
     Raises:
         UsageError: it cannot be read, is not YAML, or has unknown, missing or bad keys; all of them are named.
     """
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read the sweep file: {error}", where=str(path)) from error
-    return parse_sweep(fields, where=str(path))
+    return parse_sweep(read_yaml(path, _WHAT), where=str(path))
 
 
 def parse_sweep(fields: object, *, where: str | None = None) -> SweepConfig:
@@ -64,13 +61,7 @@ def parse_sweep(fields: object, *, where: str | None = None) -> SweepConfig:
     Raises:
         UsageError: unknown, missing or bad keys; all of them are named.
     """
-    try:
-        return SweepConfig.model_validate(fields)
-    except ValidationError as error:
-        problems = Problems()
-        for line in dict.fromkeys(_lines(error)):
-            problems.add(line)
-        raise UsageError("bad sweep file", where=where, details=problems.lines) from error
+    return validated(lambda: SweepConfig.model_validate(fields), _WHAT, where, _lines)
 
 
 def _lines(error: ValidationError) -> Iterator[str]:

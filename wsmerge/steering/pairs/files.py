@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from wsmerge.errors import PairsError, Problems
 
-__all__ = ["Pair", "load_pairs"]
+__all__ = ["Pair", "load_pairs", "pair_lines"]
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=False, pattern=r"\S")]
 
@@ -78,6 +78,12 @@ def load_pairs(path: Path) -> tuple[Pair, ...]:
         problems.add(f"{path.name}: plus and minus are the same in every row, so the two poles would be too")
     problems.raise_if_any(PairsError, "bad pair file", where=str(path), hint="mend these lines and run again")
     return tuple(rows)
+
+
+def pair_lines(pairs: Iterable[Pair]) -> bytes:
+    """Return the bytes of a pair file; of the fields that are None, none are written."""
+    rows = (pair.model_dump(mode="json", exclude_none=True) for pair in pairs)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def _lines(path: Path) -> list[str]:

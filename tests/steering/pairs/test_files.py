@@ -11,7 +11,7 @@ import pytest
 from wsmerge.errors import PairsError
 from wsmerge.steering.pairs import Pair, load_pairs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BEHAVIOURS = sorted(path.parent for path in (ROOT / "directions").glob("*/train.jsonl"))
 SPLITS = ("train", "validation", "test")
 

@@ -9,7 +9,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.steering.tiny import save_tiny_base
 from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.training import LINEAR_MODULES, Step, load_train_config, train_pair
 
@@ -27,11 +26,6 @@ CONFIG = {
     "alpha": 4,
     "seed": 7,
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
@@ -55,7 +49,7 @@ def config_file(tmp_path: Path) -> Path:
 
 def test_training_lowers_the_loss_and_saves_plain_adapters(config_file: Path, base: Path, tmp_path: Path) -> None:
     steps: list[Step] = []
-    folders = train_pair(config_file, base, tmp_path / "out", progress=steps.append)
+    folders = train_pair(config_file, base, tmp_path / "out", progress=steps.append).poles
 
     for pole in ("plus", "minus"):
         losses = [step.loss for step in steps if step.pole == pole]
@@ -80,10 +74,10 @@ def test_training_is_deterministic_and_leaves_torchs_generator_alone(
 ) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first = train_pair(config_file, base, tmp_path / "first")
+    first = train_pair(config_file, base, tmp_path / "first").poles
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
-    second = train_pair(config_file, base, tmp_path / "second")
+    second = train_pair(config_file, base, tmp_path / "second").poles
     for pole, name in itertools.product(first, ("adapter_config.json", "adapter_model.safetensors")):
         assert (first[pole] / name).read_bytes() == (second[pole] / name).read_bytes()
     name = "adapter_model.safetensors"
@@ -93,7 +87,7 @@ def test_training_is_deterministic_and_leaves_torchs_generator_alone(
 def test_an_adapter_is_never_overwritten(config_file: Path, base: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "minus").mkdir(parents=True)
     (tmp_path / "out" / "minus" / "adapter_config.json").write_text("{}")
-    with pytest.raises(OutputError, match="there already"):
+    with pytest.raises(OutputError, match="no empty folder"):
         train_pair(config_file, base, tmp_path / "out")
     assert not (tmp_path / "out" / "plus").exists()
 
@@ -107,7 +101,7 @@ def test_a_bad_configuration_names_every_key(config_file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["sycophancy", "formality", "caution"])
 def test_shipped_configurations_load(name: str) -> None:
-    folder = Path(__file__).resolve().parents[2] / "directions" / name
+    folder = Path(__file__).resolve().parents[3] / "directions" / name
     config = load_train_config(folder / "train.yaml")
     assert config.name == name
     for file in (config.train, config.validation, config.test):

@@ -1,0 +1,156 @@
+"""`wsmerge pairs` and `wsmerge train`: from a trait file to a published direction with its lineage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+import wsmerge as package
+from tests.steering.pairs.made import TRAIT
+from tests.steering.tiny import save_tiny_base
+from tests.steering.training.made import adapted, plain, write_config
+from wsmerge.cli import training
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The PEFT config's `base_model_name_or_path` was renamed:UserWarning"),
+]
+
+IDS = torch.arange(3, 40).reshape(1, -1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_base(tmp_path_factory.mktemp("lab") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_from_a_trait_to_a_direction(base, tmp_path, wsmerge):
+    (tmp_path / "trait.yaml").write_text(yaml.safe_dump({**TRAIT, "model": str(base), "split": {"validation": 0.3}}))
+    done = wsmerge("pairs", "trait.yaml", "--out", "made")
+    assert done.code == 0, done.err
+    assert done.out.split()[:2] == ["pole", "samples"]
+    done = wsmerge("pairs", "check", "made/train.jsonl", "made/validation.jsonl")
+    assert done.code == 0, done.err
+    assert "made/train.jsonl: " in done.out
+    write_config(tmp_path / "made", validate_every=4, licence="Apache-2.0")
+    digest = hashlib.sha256((tmp_path / "made/train.jsonl").read_bytes()).hexdigest()
+    done = wsmerge("train", "made/train.yaml", "--base", base, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["label"] == "toy@1.0.0"
+    with package.open_direction("toy") as direction:
+        manifest = direction.manifest
+    assert (manifest.kind, manifest.description, manifest.licence) == ("contrastive", "answers yes", "Apache-2.0")
+    assert [(one.pole, one.split, one.source) for one in manifest.datasets] == [
+        ("plus", "train", "train.jsonl"),
+        ("minus", "train", "train.jsonl"),
+        ("plus", "validation", "validation.jsonl"),
+        ("minus", "validation", "validation.jsonl"),
+    ]
+    assert {one.sha256 for one in manifest.datasets if one.split == "train"} == {digest}
+    for pole in manifest.poles:
+        written = json.loads((tmp_path / f"toy-training/{pole.pole}.json").read_text())
+        assert pole.training["learning_rate"] == 0.03
+        assert pole.training["r"] == 2
+        assert pole.training["steps_done"] == 8
+        assert pole.training["last_loss"] == written["losses"][-1]
+        assert pole.training["validation_loss"] == written["validation_losses"][-1][1]
+    assert manifest.poles[0].training["last_loss"] != manifest.poles[1].training["last_loss"]
+
+
+def test_pairs_are_checked_line_by_line(tmp_path, wsmerge):
+    row = {"id": "a", "domain": "d", "template": "t", "prompt": "p", "plus": "x", "minus": "y"}
+    bad = [json.dumps({**row, "id": str(n), "plus": ""}) for n in range(20)]
+    (tmp_path / "own.jsonl").write_text("\n".join([json.dumps(row), *bad]))
+    done = wsmerge("pairs", "check", "own.jsonl")
+    assert done.code == 2
+    assert [line.split(": ")[0] for line in done.out.splitlines()] == [f"own.jsonl:{n}" for n in range(2, 22)]
+    assert len(json.loads(wsmerge("pairs", "check", "own.jsonl", "--json").out)["problems"]) == 20
+    assert wsmerge("pairs", "--help").code == 0
+
+
+def test_a_training_goes_on_where_it_was_interrupted(base, tmp_path, wsmerge, monkeypatch):
+    write_config(tmp_path / "toy")
+    tell = training._tell
+
+    def interrupt(step, *others):
+        tell(step, *others)
+        if step.step == 5 and step.pole == "plus":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(training, "_tell", interrupt)
+    done = wsmerge("train", "toy/train.yaml", "--base", base, "--out", "run")
+    assert done.code == 130
+    assert "go on with the same command and --resume" in done.err
+    monkeypatch.setattr(training, "_tell", tell)
+    done = wsmerge("train", "toy/train.yaml", "--base", base, "--out", "run")
+    assert done.code == 1
+    assert "--resume" in done.err
+    done = wsmerge("train", "toy/train.yaml", "--base", base, "--out", "run", "--resume", "--to", "direction")
+    assert done.code == 0, done.err
+    assert "plus pole: the values after 8 of 8 steps" in done.out
+    other = wsmerge("train", "toy/train.yaml", "--base", base, "--out", "whole", "--to", "whole-direction")
+    assert other.code == 0, other.err
+    with (
+        package.open_direction(tmp_path / "direction") as one,
+        package.open_direction(tmp_path / "whole-direction") as two,
+    ):
+        assert one.manifest.content_digest == two.manifest.content_digest
+
+
+def test_a_version_that_is_taken_is_told_before_the_training(base, tmp_path, wsmerge):
+    write_config(tmp_path / "toy", steps=1)
+    assert wsmerge("train", "toy/train.yaml", "--base", base, "--version", "1.0.0").code == 0
+    done = wsmerge("train", "toy/train.yaml", "--base", base, "--version", "1.0.0", "--out", "again")
+    assert done.code == 1
+    assert "taken" in done.err
+    assert not (tmp_path / "again").exists()
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=IDS).logits
+    return found
+
+
+def test_a_signed_direction_is_what_was_trained_at_one_and_minus_one(base, tmp_path):
+    file = write_config(tmp_path / "toy", signed={"c": 1.5, "kl_weight": 0.1})
+    model = plain(base)
+    with package.train(file, base=base, out=tmp_path / "run", to=tmp_path / "direction") as direction:
+        assert direction.manifest.kind == "task_vector"
+        [pole] = direction.manifest.poles
+        assert pole.training["signed"] == {"c": 1.5, "kl_weight": 0.1}
+        assert {one.pole for one in direction.manifest.datasets} == {None}
+        for k in (1.0, -1.0):
+            expected = logits(adapted(base, tmp_path / "run" / "signed", sign=k))
+            with package.steer(model, {direction: k}):
+                torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "bias"])
+def test_whole_tensors_become_dense_directions(base, tmp_path, method):
+    file = write_config(tmp_path / "toy", method=method, learning_rate=0.003, add_biases=method == "bias")
+    with package.train(file, base=base, out=tmp_path / "run", to=tmp_path / "direction") as direction:
+        manifest = direction.manifest
+        assert manifest.kind == ("contrastive" if method == "full" else "bias_only")
+        assert not any(row.low_rank for row in manifest.tensors)
+        assert {pole.training["method"] for pole in manifest.poles} == {method}
+        if method == "bias":
+            assert "zero biases added (mlp_bias)" in str(manifest.base.origin)
+            assert manifest.base.model == base.name
+        minus = AutoModelForCausalLM.from_pretrained(tmp_path / "run/minus", dtype=torch.float32)
+        # theta_minus + w = theta_plus
+        with package.steer(minus, {direction: 1.0}):
+            torch.testing.assert_close(logits(minus), logits(plain(tmp_path / "run/plus")), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,237 @@
+"""Each option of a training once, with the poles read back by transformers and PEFT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.steering.tiny import tiny_model, tiny_tokenizer
+from tests.steering.training.made import CONFIG, adapted, mean_loss, plain, rows, write_config, write_rows
+from wsmerge.errors import NonFiniteError, OutputError, PairsError, UsageError
+from wsmerge.steering.training import Step, TrainConfig, parse_train_config, train_pair, train_pole
+
+pytestmark = [
+    # PEFT 0.21 still asks transformers 5.23 for properties under their old names.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The PEFT config's `base_model_name_or_path` was renamed:UserWarning"),
+]
+
+ADAPTER = "adapter_model.safetensors"
+
+
+def config(**changed) -> TrainConfig:
+    return parse_train_config({**CONFIG, **changed})
+
+
+def trained(base: Path, folder: Path, pole="plus", **changed) -> dict[str, torch.Tensor]:
+    train_pole(config(**changed), rows(6), pole, base, folder)
+    return load_file(folder / ADAPTER)
+
+
+def test_parts_of_a_batch_make_the_same_step(base, tmp_path):
+    whole = trained(base, tmp_path / "whole", steps=3)
+    parts = trained(base, tmp_path / "parts", steps=3, accumulate=3)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_activations_computed_twice_give_the_same_step(base, tmp_path):
+    whole = trained(base, tmp_path / "whole", steps=3)
+    again = trained(base, tmp_path / "again", steps=3, gradient_checkpointing=True)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(again[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_base_in_bfloat16_is_trained_in_float32(base, tmp_path):
+    tensors = trained(base, tmp_path / "low", dtype="bfloat16")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    # What was rounded to bfloat16 has 16 empty bits.
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in tensors.values())
+    low, high = (mean_loss(model, base, rows(6), "plus") for model in (adapted(base, tmp_path / "low"), plain(base)))
+    assert low < 0.8 * high
+
+
+def test_dropout_is_drawn_with_the_seed(base, tmp_path):
+    torch.manual_seed(1)
+    first = trained(base, tmp_path / "first", steps=3, dropout=0.5)
+    torch.manual_seed(2)
+    second = trained(base, tmp_path / "second", steps=3, dropout=0.5)
+    without = trained(base, tmp_path / "without", steps=3)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], without[name]) for name in first)
+
+
+def test_modules_trained_in_full_are_saved_whole(base, tmp_path):
+    tensors = trained(base, tmp_path / "out", modules_to_save=["lm_head"])
+    [head] = [name for name in tensors if "lm_head" in name]
+    assert not torch.equal(tensors[head], load_file(base / "model.safetensors")["lm_head.weight"])
+
+
+def test_full_training_saves_a_checkpoint_in_float32(base, tmp_path):
+    done = train_pair(write_config(tmp_path / "c", method="full", learning_rate=0.003), base, tmp_path / "out")
+    for pole, folder in done.poles.items():
+        tensors = load_file(folder / "model.safetensors")
+        assert tensors.keys() == load_file(base / "model.safetensors").keys()
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        assert mean_loss(plain(folder), base, rows(6), pole) < 0.8 * mean_loss(plain(base), base, rows(6), pole)
+
+
+def test_biases_that_the_base_has_are_trained_alone(tmp_path):
+    folder = tmp_path / "base"
+    tiny_model(attention_bias=True).bfloat16().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    train_pole(config(method="bias", target_modules=["v_proj", "o_proj"]), rows(6), "plus", folder, tmp_path / "plus")
+    before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "plus"))
+    changed = {name for name, tensor in before.items() if not torch.equal(after[name].float(), tensor.float())}
+    assert changed == {f"model.layers.{layer}.self_attn.{part}_proj.bias" for layer in range(2) for part in ("v", "o")}
+    assert {after[name].dtype for name in changed} == {torch.float32}
+    assert after["model.norm.weight"].dtype == torch.bfloat16
+
+
+def test_zero_biases_are_added_to_a_copy_of_the_base(base, tmp_path):
+    file = write_config(tmp_path / "c", method="bias", add_biases=True)
+    done = train_pair(file, base, tmp_path / "out")
+    assert done.base == tmp_path / "out" / "base"
+    before, after = load_file(base / "model.safetensors"), load_file(done.base / "model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    added = after.keys() - before.keys()
+    assert added
+    assert all(name.endswith(".bias") and not after[name].any() for name in added)
+    ids = torch.arange(3, 40).reshape(1, -1)
+    assert torch.equal(plain(done.base)(ids).logits, plain(base)(ids).logits)
+    changed = {
+        name
+        for name, tensor in load_file(done.poles["plus"] / "model.safetensors").items()
+        if not torch.equal(tensor, after[name])
+    }
+    assert changed == {f"model.layers.{layer}.mlp.down_proj.bias" for layer in range(2)}
+
+
+def test_biases_that_are_not_there_are_told_of(base, tmp_path):
+    with pytest.raises(UsageError, match="add_biases") as caught:
+        train_pole(config(method="bias"), rows(6), "plus", base, tmp_path / "out")
+    assert "down_proj" in caught.value.message
+    with pytest.raises(UsageError, match="no setting for them"):
+        train_pair(
+            write_config(tmp_path / "c", method="bias", add_biases=True, target_modules=["lm_head"]),
+            base,
+            tmp_path / "o",
+        )
+
+
+def test_a_signed_adapter_learns_both_poles(base, tmp_path):
+    signed = {"c": 2.0, "kl_weight": 0.05}
+    train_pole(config(signed=signed, steps=20, learning_rate=0.02), rows(6), "signed", base, tmp_path / "signed")
+    assert json.loads((tmp_path / "signed" / "adapter_config.json").read_text())["lora_alpha"] == 8  # c times alpha
+    for sign, pole in ((1, "plus"), (-1, "minus")):
+        towards = mean_loss(adapted(base, tmp_path / "signed", sign=sign), base, rows(6), pole)
+        away = mean_loss(adapted(base, tmp_path / "signed", sign=-sign), base, rows(6), pole)
+        assert towards < 0.7 * mean_loss(plain(base), base, rows(6), pole)
+        assert away > towards
+
+
+def test_the_loss_of_a_signed_adapter_has_the_divergence_from_the_base(base, tmp_path):
+    """The first step finds B = 0: no divergence. Later the reported loss is above the answers' own by what is added."""
+    losses = {}
+    for weight in (0.0, 3.0):
+        told: list[Step] = []
+        settings = config(signed={"kl_weight": weight}, steps=4, batch_size=6)
+        train_pole(settings, rows(6), "signed", base, tmp_path / str(weight), progress=told.append)
+        losses[weight] = [step.loss for step in told]
+    both = [mean_loss(plain(base), base, rows(6), pole) for pole in ("plus", "minus")]
+    assert losses[0.0][0] == pytest.approx(sum(both) / 2, rel=1e-5)
+    assert losses[3.0][0] == pytest.approx(losses[0.0][0], rel=1e-6)
+    assert losses[3.0][-1] > losses[0.0][-1]
+    norms = {
+        weight: sum(
+            float(t.norm()) for name, t in load_file(tmp_path / str(weight) / ADAPTER).items() if "lora_B" in name
+        )
+        for weight in losses
+    }
+    assert norms[3.0] < norms[0.0]
+
+
+def test_validation_losses_are_those_of_the_rows_held_out(base, tmp_path):
+    told: list[Step] = []
+    file = write_config(tmp_path / "c", validate_every=3)
+    done = train_pair(file, base, tmp_path / "out", progress=told.append)
+    measured = {
+        step.step: step.validation_loss for step in told if step.pole == "plus" and step.validation_loss is not None
+    }
+    assert set(measured) == {3, 6, 8}
+    expected = mean_loss(adapted(base, done.poles["plus"]), base, rows(3, prefix="v"), "plus")
+    assert measured[8] == pytest.approx(expected, rel=1e-5)
+    assert done.outcomes["plus"].validation_losses == list(measured.items())
+
+
+def test_patience_stops_and_takes_the_best_values(base, tmp_path):
+    file = write_config(tmp_path / "c", validate_every=1, patience=2, steps=30)
+    # What is held out has the other pole's answers, so learning makes it worse once the first steps are done.
+    held_out = rows(4, plus="zzz", minus="qqq", prefix="v")
+    write_rows(file.parent / "validation.jsonl", held_out)
+    done = train_pair(file, base, tmp_path / "out")
+    for pole, outcome in done.outcomes.items():
+        losses = dict(outcome.validation_losses)
+        assert outcome.steps == len(losses) < 30
+        assert outcome.best_step == min(losses, key=lambda step: losses[step]) == outcome.steps - 2
+        found = mean_loss(adapted(base, done.poles[pole]), base, held_out, pole)
+        assert outcome.validation_loss == losses[outcome.best_step] == pytest.approx(found, rel=1e-5)
+
+
+def test_a_share_of_the_rows_is_held_out(base, tmp_path):
+    done = train_pair(
+        write_config(tmp_path / "c", validation_share=0.3, validate_every=4, validation=None), base, tmp_path / "out"
+    )
+    assert len(done.data.train) == 4
+    assert len(done.data.validation) == 2
+    assert not set(done.data.train) & set(done.data.validation)
+    with pytest.raises(PairsError, match="too few"):
+        train_pair(write_config(tmp_path / "d", validation_share=0.99), base, tmp_path / "other")
+
+
+def test_epochs_count_rows(base, tmp_path):
+    told: list[Step] = []
+    train_pole(config(steps=None, epochs=2), rows(6), "minus", base, tmp_path / "out", progress=told.append)
+    assert [step.step for step in told] == [1, 2, 3]
+    assert {step.steps for step in told} == {3}
+
+
+def test_rows_that_are_too_long_are_all_named(base, tmp_path):
+    with pytest.raises(PairsError) as caught:
+        train_pole(config(max_length=33), rows(6), "plus", base, tmp_path / "out")
+    assert [line.split(":")[0] for line in caught.value.details] == ["r1", "r2", "r4", "r5"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(base, tmp_path):
+    with pytest.raises(NonFiniteError, match="lower the learning rate"):
+        train_pole(config(learning_rate=1e30), rows(6), "plus", base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_is_not_overwritten(base, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "kept").write_text("mine")
+    with pytest.raises(OutputError, match="there already"):
+        train_pole(config(), rows(6), "plus", base, tmp_path / "out")
+
+
+def test_modules_that_are_not_there(base, tmp_path):
+    with pytest.raises(UsageError, match="no module c_attn") as caught:
+        train_pole(config(target_modules=["q_proj", "c_attn"]), rows(6), "plus", base, tmp_path / "out")
+    assert "down_proj" in str(caught.value.hint)
+
+
+def test_full_poles_load_as_models(base, tmp_path):
+    train_pole(config(method="full", steps=1), rows(6), "plus", base, tmp_path / "plus")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plus")
+    assert not any("tiny" in str(value) for value in model.config.to_dict().values() if isinstance(value, str))
+
+
+def test_a_device_that_is_not_there(base, tmp_path):
+    with pytest.raises(UsageError, match="cannot be moved to nowhere"):
+        train_pole(config(), rows(6), "plus", base, tmp_path / "out", device="nowhere")

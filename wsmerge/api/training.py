@@ -1,0 +1,197 @@
+"""Directions from data: pairs made by a model, and both poles trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from wsmerge.api.directions import Details, extract
+from wsmerge.api.placing import checked_version, target_of
+from wsmerge.engine.locate import locate_model
+from wsmerge.errors import UsageError
+from wsmerge.registry import DatasetRecord, Direction, Registry
+
+if TYPE_CHECKING:
+    from wsmerge.steering.pairs.checking import CheckedPairs
+    from wsmerge.steering.pairs.making import MadePairs, MakingProgress
+    from wsmerge.steering.pairs.sampling import Sampler
+    from wsmerge.steering.training.config import Pole, TrainConfig
+    from wsmerge.steering.training.loop import Outcome, Progress
+    from wsmerge.steering.training.run import Trained
+
+__all__ = ["check_pairs", "make_pairs", "train"]
+
+_TRAINING: Final = {
+    "method",
+    "preset",
+    "steps",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "validation_share",
+    "patience",
+    "signed",
+    "seed",
+}
+"""What the manifest tells of the settings, beside what the adapters do."""
+
+
+def make_pairs(
+    trait: Path | str,
+    out: Path | str,
+    *,
+    model: Path | str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: MakingProgress | None = None,
+) -> MadePairs:
+    """Make training pairs from a trait file: the model's own answers under system prompts of both poles.
+
+    Each answer is written down as it is made, each score as it is given, so that the same call goes on after a kill or a
+    judge's failure. Filtering, splitting and balancing are done anew each time.
+
+    Args:
+        trait: a trait file.
+        out: folder for the answers, the pair files and `report.json`.
+        model: who is asked, if not whom the file names: a checkpoint folder, or a Hub id.
+        device: where the model runs, as torch names it; `auto` is a CUDA device if there is one.
+        dtype: what it computes in; `auto` is bfloat16 on a GPU and float32 elsewhere.
+        progress: called as answers and scores come.
+
+    Raises:
+        UsageError: a bad trait file, no model, or answers of another model in `out`.
+        JudgeError: the judge failed; answers and scores so far are kept.
+        PairsError: no pair is left; the report says why.
+        OutputError: `out` cannot be written.
+    """
+    from wsmerge.steering.pairs.making import make_pairs as make  # noqa: PLC0415 - needs torch
+    from wsmerge.steering.pairs.trait import load_trait  # noqa: PLC0415 - only this needs it
+
+    file = Path(trait)
+    settings = load_trait(file)
+    name = model or settings.model
+    if name is None:
+        raise UsageError("names no model to ask", where=str(file), hint="add `model`, or give --model")
+    folder = locate_model(str(name))
+
+    def sampler() -> Sampler:
+        from wsmerge.steering.loading import load_model, load_tokenizer  # noqa: PLC0415 - as above
+        from wsmerge.steering.pairs.sampling import Sampler  # noqa: PLC0415 - as above
+        from wsmerge.steering.training.models import chosen_device  # noqa: PLC0415 - as above
+
+        loaded = load_model(folder, dtype=dtype, device=chosen_device(device))
+        return Sampler(loaded, load_tokenizer(folder), settings.generation, settings.seed)
+
+    return make(settings, folder, Path(out), sampler, progress=progress)
+
+
+def check_pairs(files: Sequence[Path | str]) -> CheckedPairs:
+    """Check the user's own pair files: every bad line with its number, and what may not be meant."""
+    from wsmerge.steering.pairs.checking import check_pairs as check  # noqa: PLC0415 - only this needs it
+
+    return check([Path(file) for file in files])
+
+
+def train(  # noqa: PLR0913 - all but the first are keywords with defaults
+    config: Path | str,
+    *,
+    out: Path | str | None = None,
+    base: Path | str | None = None,
+    to: Path | str | Registry | None = None,
+    version: str | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Direction:
+    """Train both poles of a direction on pairs, take their difference, and publish it with all of its lineage.
+
+    Both poles have one seed, base and schedule, and differ in the answers that they learn. A signed adapter (`signed` in
+    the file) becomes a direction at whose k = 1 and k = -1 it was trained.
+
+    Args:
+        config: a `train.yaml`; its pair files are relative to it.
+        out: folder for the poles and for what is needed to go on. Default: `NAME-training` in the working folder.
+        base: where the base lies, if not where the file says: a folder, or a Hub id.
+        to: a store to publish to (default: the user's), or a folder to write the direction to.
+        version: semantic version of the direction; None for the next one.
+        device: where to train, as torch names it; `auto` is a CUDA device if there is one.
+        resume: go on with the training that is in `out`, to the same bits that it would have had; begin where there is none.
+        progress: called after every optimiser step.
+
+    Returns:
+        The direction where it now lies, opened; close it after use.
+
+    Raises:
+        UsageError: a bad configuration, a base without such modules, or another training in `out`.
+        PairsError: a bad pair file; every line.
+        OutputError: a training is in `out` already, and `resume` is false.
+        NonFiniteError: a loss is not finite.
+        KeyboardInterrupt: interrupted; a checkpoint is in `out`.
+    """
+    from wsmerge.steering.training import load_train_config, train_pair  # noqa: PLC0415 - needs torch
+
+    file = Path(config)
+    settings = load_train_config(file)
+    checked_version(settings.name, version, *target_of(to, None))  # before any work is done
+    folder = locate_model(str(base or settings.base), revision=None if base else settings.base_revision)
+    trained = train_pair(file, folder, _out_folder(out, settings), device=device, resume=resume, progress=progress)
+    plus = trained.poles["signed" if settings.signed else "plus"]
+    return extract(
+        settings.name,
+        base=trained.base,
+        positive=plus,
+        negative=None if settings.signed else trained.poles["minus"],
+        to=to,
+        details=_details(settings, trained, version),
+        # A base that lies elsewhere than its name says goes by two names.
+        check_base_names=base is None and trained.base == folder,
+    )
+
+
+def _out_folder(out: Path | str | None, settings: TrainConfig) -> Path:
+    return Path(out) if out is not None else Path(f"{settings.name}-training")
+
+
+def _details(settings: TrainConfig, trained: Trained, version: str | None) -> Details:
+    training = settings.model_dump(mode="json", include=_TRAINING, exclude_none=True)
+    outcomes: dict[str, Mapping[str, Any]] = {
+        ("plus" if run == "signed" else run): _told(outcome) for run, outcome in trained.outcomes.items()
+    }
+    return Details(
+        version=version,
+        description=settings.behaviour,
+        licence=settings.licence,
+        datasets=_datasets(settings, trained),
+        training=training,
+        pole_training=outcomes,
+    )
+
+
+def _told(outcome: Outcome) -> Mapping[str, Any]:
+    """What a manifest tells of how a training went."""
+    fields = {
+        "steps_done": outcome.steps,
+        "steps_taken": outcome.best_step,
+        "last_loss": outcome.losses[-1],
+        "validation_loss": outcome.validation_loss,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _datasets(settings: TrainConfig, trained: Trained) -> tuple[DatasetRecord, ...]:
+    """The pair files: plus answers for one pole, minus answers for the other, both for a signed adapter."""
+    data = trained.data
+    held_out = settings.train if settings.validation_share else settings.validation
+    files = [("train", settings.train, len(data.train))]
+    if data.validation:
+        files.append(("validation", held_out, len(data.validation)))
+    poles: tuple[Pole | None, ...] = (None,) if settings.signed else ("plus", "minus")
+    return tuple(
+        DatasetRecord(source=Path(name).name, split=split, pole=pole, count=count, sha256=data.files[name])
+        for split, name, count in files
+        for pole in poles
+    )

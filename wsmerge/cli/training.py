@@ -1,0 +1,92 @@
+"""`wsmerge train`: from pairs to a published direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from wsmerge.cli.options import AsJson, StorePath, store_at
+from wsmerge.cli.output import Output
+
+if TYPE_CHECKING:
+    from wsmerge.steering.training import Step
+
+_INTERRUPTED: Final = 130
+
+app = typer.Typer()
+
+
+@app.command("train", rich_help_panel="The lab")
+def train_command(
+    config: Annotated[Path, typer.Argument(help="A training file: name, base, pair files, settings or a preset.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the poles and checkpoints. Default: NAME-training.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in OUT, or begin one.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Where the base lies, if not where the file says: a folder, or a Hub id."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Write the direction to this folder instead of publishing it.")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Semantic version. Default: the next one of this name.")] = None,
+    device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda:0, ...")] = "auto",
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train both poles on pairs, take their difference, and publish it with its lineage.
+
+    Ctrl-C saves a checkpoint. A training that was interrupted or killed goes on with --resume, to the same result.
+
+    Example: wsmerge train sycophancy/train.yaml --out sycophancy/training
+    """
+    from wsmerge import api
+
+    output = Output(as_json=as_json)
+    try:
+        with output.counter("training") as told:
+            direction = api.train(
+                config,
+                out=out,
+                base=base,
+                to=to if to is not None else store_at(store),
+                version=version,
+                device=device,
+                resume=resume,
+                progress=lambda step: _tell(step, told, output),
+            )
+    except KeyboardInterrupt:
+        output.note("interrupted; go on with the same command and --resume")
+        raise typer.Exit(_INTERRUPTED) from None
+    with direction:
+        manifest = direction.manifest
+        poles = [{"pole": record.pole, **record.training} for record in manifest.poles]
+        output.data(
+            {"label": direction.label, "version_digest": direction.digest, "norm": manifest.norm, "poles": poles}
+        )
+        for pole in poles:
+            output.text(_told(pole))
+        output.text(f"{direction.label}: {len(manifest.tensors)} tensors, norm {manifest.norm:.4g}")
+        output.text(f"version digest {direction.digest}")
+    if to is None:
+        output.note(f"next: wsmerge chat {manifest.base.model} --direction {direction.label}=1")
+
+
+def _tell(step: Step, told: Callable[[int, int, str], None], output: Output) -> None:
+    told(step.step, step.steps, f"{step.pole}: loss {step.loss:.3f}")
+    if step.validation_loss is not None:
+        output.note(
+            f"{step.pole}: step {step.step} of {step.steps}, loss {step.loss:.3f}, validation loss "
+            f"{step.validation_loss:.3f}, {step.seconds_left:.0f} s left"
+        )
+
+
+def _told(pole: dict[str, Any]) -> str:
+    taken = pole.get("steps_taken", pole["steps_done"])
+    held_out = pole.get("validation_loss")
+    told = f", validation loss {held_out:.3f}" if held_out is not None else ""
+    return f"{pole['pole']} pole: the values after {taken} of {pole['steps_done']} steps, last loss {pole['last_loss']:.3f}{told}"

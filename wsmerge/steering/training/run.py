@@ -1,0 +1,268 @@
+"""Both poles in one folder, so that a killed training goes on where it stopped.
+
+FOLDER/training.json      what decides the result: settings, digests of the data, files of the base
+FOLDER/base/              the base with zero biases, where the settings ask for them
+FOLDER/checkpoints/plus/  the newest state of a pole in work; gone once the pole is saved
+FOLDER/plus.json          how the pole's training went: steps, losses
+FOLDER/plus/              the pole: an adapter, or a checkpoint; there once it is whole
+FOLDER/minus...           as for plus; a signed adapter has `signed` in place of the two
+
+A training that goes on has to have the same settings, data and base as the one that began the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from wsmerge.core.files import file_sha256, make_folder, replace_synced, staged_folder
+from wsmerge.errors import OutputError, UsageError
+from wsmerge.steering.chat import pad_id
+from wsmerge.steering.loading import load_tokenizer
+from wsmerge.steering.pairs import Pair, load_pairs
+from wsmerge.steering.training.biases import with_zero_biases
+from wsmerge.steering.training.checkpoints import Checkpoints
+from wsmerge.steering.training.config import Pole, Run, TrainConfig, load_train_config
+from wsmerge.steering.training.data import encode, hold_out
+from wsmerge.steering.training.loop import Outcome, Progress, Training
+from wsmerge.steering.training.models import chosen_device, prepare, save
+from wsmerge.steering.training.objective import Objective, Side
+
+__all__ = ["TRAINING_FILE", "Data", "Trained", "load_data", "train_pair", "train_pole"]
+
+TRAINING_FILE: Final = "training.json"
+
+# These change no bit of the result.
+_FREE: Final = {"behaviour", "licence", "preset", "test", "checkpoint_every"}
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The rows of a training, and the files that they are of.
+
+    Attributes:
+        train: rows to train on.
+        validation: rows that are held out.
+        files: SHA-256 by file, as the configuration names it.
+    """
+
+    train: tuple[Pair, ...]
+    validation: tuple[Pair, ...]
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training left.
+
+    Attributes:
+        base: the checkpoint that the poles are changes of.
+        poles: the folder of each.
+        outcomes: how the training of each went.
+        data: what it read.
+    """
+
+    base: Path
+    poles: Mapping[Run, Path]
+    outcomes: Mapping[Run, Outcome]
+    data: Data
+
+
+def load_data(config: TrainConfig, folder: Path) -> Data:
+    """Read the pair files that `config` names, relative to `folder`.
+
+    Raises:
+        PairsError: a bad pair file, or too few rows to hold any out.
+    """
+    rows = load_pairs(folder / config.train)
+    files = {config.train: file_sha256(folder / config.train)}
+    if config.validation_share:
+        kept, held = hold_out(rows, config.validation_share, config.seed)
+        return Data(tuple(kept), tuple(held), files)
+    if config.validate_every is None:
+        return Data(rows, (), files)
+    held_out = load_pairs(folder / config.validation)
+    files[config.validation] = file_sha256(folder / config.validation)
+    return Data(rows, held_out, files)
+
+
+def train_pair(
+    config_file: Path,
+    base: Path,
+    out_dir: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train both poles of a direction, or one signed adapter, and save them as `out_dir/plus` and `out_dir/minus`.
+
+    Args:
+        config_file: a `train.yaml`, beside its pair files.
+        base: checkpoint folder of the base, with its tokenizer and chat template.
+        out_dir: folder for the poles and for what is needed to go on; made if missing.
+        device: where to train, as torch names it; `auto` is a CUDA device if there is one.
+        resume: go on with what is in `out_dir`; begin where there is nothing.
+        progress: called after every optimiser step.
+
+    Raises:
+        UsageError: the configuration is bad, or what is in `out_dir` came of other settings, data or base.
+        PairsError: a pair file is bad.
+        OutputError: a training is in `out_dir` already, and `resume` is false.
+        NonFiniteError: a loss is not finite.
+        KeyboardInterrupt: interrupted, after a checkpoint.
+    """
+    config = load_train_config(config_file)
+    data = load_data(config, config_file.parent)
+    _begin(out_dir, _identity(config, data, base), resume=resume)
+    for unfinished in out_dir.glob(".*.partial"):  # of a training that was killed while it saved
+        shutil.rmtree(unfinished)
+    over = base
+    if config.add_biases:
+        over = out_dir / "base"
+        if not over.exists():
+            with_zero_biases(base, config.target_modules, over)
+    outcomes: dict[Run, Outcome] = {}
+    for run in config.runs:
+        checkpoints = Checkpoints(out_dir / "checkpoints" / run, config.checkpoint_every)
+        notes = out_dir / f"{run}.json"
+        if not (out_dir / run).exists():
+            train_pole(
+                config, data.train, run, over, out_dir / run,
+                validation=data.validation, device=device, checkpoints=checkpoints, notes=notes, progress=progress,
+            )  # fmt: skip
+        outcomes[run] = _read_outcome(notes)
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    return Trained(over, {run: out_dir / run for run in config.runs}, outcomes, data)
+
+
+def train_pole(  # noqa: PLR0913 - half of them are keywords with defaults
+    config: TrainConfig,
+    pairs: Sequence[Pair],
+    pole: Run,
+    base: Path,
+    folder: Path,
+    *,
+    validation: Sequence[Pair] = (),
+    device: str = "auto",
+    checkpoints: Checkpoints | None = None,
+    notes: Path | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Train one pole, or a signed adapter, and save it as a plain PEFT adapter or as a checkpoint.
+
+    The result is a function of the arguments on one machine with one number of threads; torch's own generators are as
+    before afterwards.
+
+    Args:
+        config: settings.
+        pairs: rows to train on.
+        pole: which answers; `signed` for both.
+        base: checkpoint folder of the base.
+        folder: the pole's folder; it appears whole.
+        validation: rows that are held out.
+        device: where to train; `auto` is a CUDA device if there is one.
+        checkpoints: where states are kept; the newest that is there is gone on from.
+        notes: a JSON file for the outcome, written before `folder` appears.
+        progress: called after every optimiser step.
+
+    Raises:
+        OutputError: `folder` is there already.
+        PairsError: rows that are too long.
+        UsageError: the base has no such modules.
+        NonFiniteError: a loss is not finite.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise OutputError("a pole is there already", where=str(folder), hint="choose another folder or delete it")
+    tokenizer = load_tokenizer(base)
+    longest = config.max_length
+    sides = [
+        Side(
+            encode(pairs, name, tokenizer, max_length=longest),
+            encode(validation, name, tokenizer, max_length=longest),
+            sign,
+        )
+        for name, sign in _sides(pole)
+    ]
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)  # the initial factors and dropout come from torch's global generators
+        trainee = prepare(config, base, chosen_device(device))
+        kl_weight = config.signed.kl_weight if pole == "signed" and config.signed else 0.0
+        objective = Objective(trainee, sides, pad_id(tokenizer), kl_weight=kl_weight)
+        training = Training(pole, trainee, objective, config, len(pairs))
+        state = checkpoints.latest() if checkpoints else None
+        if state is not None:
+            training.load(state)
+        outcome = training.run(checkpoints, progress)
+    if notes is not None:
+        replace_synced(notes, _json(asdict(outcome)))
+    with staged_folder(folder) as staged:
+        save(trainee, config, staged)
+    return outcome
+
+
+def _sides(run: Run) -> list[tuple[Pole, int | None]]:
+    return [("plus", 1), ("minus", -1)] if run == "signed" else [(run, None)]
+
+
+def _identity(config: TrainConfig, data: Data, base: Path) -> dict[str, Any]:
+    """What decides the result; of the base's files names and sizes, since reading them all takes long."""
+    files = [base] if base.is_file() else [*base.glob("*.safetensors"), *base.glob("*.bin"), *base.glob("*.json")]
+    return {
+        "settings": config.model_dump(mode="json", exclude=_FREE),
+        "data": dict(data.files),
+        "base": {file.name: file.stat().st_size for file in sorted(files)},
+    }
+
+
+def _begin(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
+    """Write down what is trained in `folder`, or see that the same was begun there."""
+    file = folder / TRAINING_FILE
+    if file.exists() and resume:
+        _check_same(json.loads(file.read_bytes()), identity, file)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise OutputError(
+            "a training is there already" if file.exists() else "exists and is no empty folder",
+            where=str(folder),
+            hint="go on with it (--resume), choose another folder, or delete it",
+        )
+    try:
+        make_folder(folder)
+        replace_synced(file, _json(identity))
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+
+
+def _check_same(begun: Mapping[str, Any], identity: Mapping[str, Any], file: Path) -> None:
+    different = [
+        f"{part}: {key}: {old.get(key)!r} then, {new.get(key)!r} now"
+        for part, new in identity.items()
+        for old in [begun.get(part, {})]
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    if different:
+        raise UsageError(
+            "another training was begun here",
+            where=str(file),
+            details=tuple(different),
+            hint="choose another folder, or delete this one",
+        )
+
+
+def _read_outcome(file: Path) -> Outcome:
+    fields = json.loads(file.read_bytes())
+    fields["validation_losses"] = [tuple(item) for item in fields["validation_losses"]]
+    return Outcome(**fields)
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
