@@ -15,8 +15,8 @@ from tests.registry.artifacts import SHAPES, about, make_artifact
 from tests.sources import random_direction
 from wsmerge.recipe.load import parse_recipe
 from wsmerge.registry import DatasetRecord, Manifest, open_direction_folder, write_direction
+from wsmerge.registry.artifact_reading import read_manifest
 from wsmerge.registry.card import norms_by_layer, render_card, render_meta
-from wsmerge.registry.direction import read_manifest
 from wsmerge.registry.evaluations import Evaluation, parse_evaluation
 
 BUNDLED = Path(wsmerge.__file__).parent.parent / "directions"

@@ -17,7 +17,7 @@ from wsmerge.registry.hub.pull import Pulled, pinned_reference
 from wsmerge.registry.hub.pull import pull as pull_direction
 from wsmerge.registry.hub.push import Pushed, PushOptions
 from wsmerge.registry.hub.push import push as push_direction
-from wsmerge.registry.hub.search import Found
+from wsmerge.registry.hub.search import FOUND_AT_MOST, Found
 from wsmerge.registry.hub.search import search_hub as search
 from wsmerge.registry.search import Wanted
 
@@ -137,6 +137,7 @@ def search_hub(
     behaviour: str | None = None,
     kind: str | None = None,
     dataset: str | None = None,
+    limit: int = FOUND_AT_MOST,
     hub: Hub | None = None,
 ) -> tuple[Found, ...]:
     """Repositories on the Hub that hold a direction, by what their cards say. `Registry.search` does the same for the store.
@@ -147,11 +148,12 @@ def search_hub(
         behaviour: part of the direction's name or description.
         kind: contrastive, task_vector, composed or bias_only.
         dataset: part of a dataset's id.
+        limit: how many at most, in the Hub's order.
         hub: the connection; `HF_ENDPOINT` and `HF_TOKEN` (or the stored login) if None.
 
     Raises:
-        UsageError: there is no such kind.
+        UsageError: there is no such kind, or `limit` is not positive.
         HubError: the Hub is not reached, or not to be asked.
     """
     wanted = Wanted(query=query, base=base, behaviour=behaviour, kind=kind, dataset=dataset)
-    return search(hub or Hub(), wanted)
+    return search(hub or Hub(), wanted, limit=limit)

@@ -38,7 +38,9 @@ def push_command(
     message: Annotated[str | None, typer.Option(help="First line of the commit. Default: NAME@VERSION.")] = None,
     evaluation: Annotated[
         list[Path] | None,
-        typer.Option("--evaluation", help="A file of results (wsmerge sweep writes them), for beside it; again for more."),
+        typer.Option(
+            "--evaluation", help="A file of results (wsmerge sweep writes them), for beside it; again for more."
+        ),
     ] = None,
     collect: Annotated[
         bool, typer.Option("--collect", help="Put the repository into your collection for its base; made if missing.")

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from contextlib import suppress
 
 from wsmerge.errors import BadReferenceError, DirectionError, NotFoundError, StoreError, UsageError
-from wsmerge.registry.direction import Direction, open_direction, read_manifest
+from wsmerge.registry.artifact_reading import read_manifest
+from wsmerge.registry.direction import Direction, open_direction
 from wsmerge.registry.entries import Broken, Entry, Survey, error_lines
 from wsmerge.registry.files import ArtifactFiles
 from wsmerge.registry.history import Event, History

@@ -12,13 +12,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +25,10 @@ from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import Delta, DenseDelta, LowRankDelta
 from wsmerge.core.ranges import read_range
 from wsmerge.core.tensors import BaseIdentity
-from wsmerge.errors import DirectionError, ManifestError, Problems, TensorFileError, VerificationError
-from wsmerge.registry.card import CARD_FILE, META_FILE
+from wsmerge.errors import DirectionError, Problems, TensorFileError, VerificationError
+from wsmerge.registry.artifact_reading import read_manifest
 from wsmerge.registry.files import ArtifactFiles, FolderFiles
-from wsmerge.registry.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from wsmerge.registry.manifest import MANIFEST_FILE, Manifest
 from wsmerge.registry.payloads import (
     ADAPTER_CONFIG_FILE,
     Payload,
@@ -38,21 +36,16 @@ from wsmerge.registry.payloads import (
     component_key,
     component_keys,
     open_payload,
-    payload_files,
 )
 from wsmerge.registry.records import TensorRecord
 
 __all__ = [
     "Direction",
-    "artifact_files",
     "check_agreement",
     "open_direction",
     "open_direction_folder",
-    "read_manifest",
     "verify_direction",
 ]
-
-_MAX_MANIFEST_BYTES: Final = 100_000_000
 
 
 class Direction(Closing):
@@ -241,51 +234,6 @@ def check_agreement(manifest: Manifest, payload: Payload) -> None:
     )
 
 
-def read_manifest(files: ArtifactFiles | Path) -> Manifest:
-    """The manifest of an artifact, or of the one in a folder; the payload is not looked at.
-
-    Raises:
-        DirectionError: there is no manifest.
-        ManifestError: a bad one.
-    """
-    where = f"{files}/{MANIFEST_FILE}" if isinstance(files, Path) else f"{files.label}/{MANIFEST_FILE}"
-    data = _manifest_of_folder(files) if isinstance(files, Path) else _manifest_of_files(files)
-    if len(data) > _MAX_MANIFEST_BYTES:
-        raise ManifestError(
-            f"has more than the {_MAX_MANIFEST_BYTES} bytes that a manifest has at most",
-            where=where,
-            hint="give a folder that wsmerge extract wrote",
-        )
-    return parse_manifest(data, where=where)
-
-
-def _manifest_of_files(files: ArtifactFiles) -> bytes:
-    if files.folder is not None:
-        return _manifest_of_folder(files.folder)
-    if MANIFEST_FILE not in files.names():
-        raise DirectionError(
-            f"is no artifact: it has no {MANIFEST_FILE}", where=files.label, hint="wsmerge push writes one"
-        )
-    file = files.open(MANIFEST_FILE)
-    try:
-        return read_range(file, 0, min(file.size, _MAX_MANIFEST_BYTES + 1))
-    finally:
-        file.close()
-
-
-def _manifest_of_folder(folder: Path) -> bytes:
-    try:
-        with (folder / MANIFEST_FILE).open("rb") as file:
-            size_bytes = os.fstat(file.fileno()).st_size
-            return file.read(min(size_bytes, _MAX_MANIFEST_BYTES + 1))
-    except OSError as error:
-        raise DirectionError(
-            f"is no artifact: {MANIFEST_FILE} cannot be read: {error.strerror}",
-            where=str(folder),
-            hint=_hint_for_no_artifact(folder),
-        ) from error
-
-
 def verify_direction(direction: Direction) -> tuple[str, ...]:
     """Hash every component of `direction` against its manifest; all problems, one a line, or none."""
     problems = Problems()
@@ -303,29 +251,6 @@ def verify_direction(direction: Direction) -> tuple[str, ...]:
         if not finite:
             problems.add(f"{row.name}: {part.component} holds NaN or infinity")
     return problems.lines
-
-
-def artifact_files(files: ArtifactFiles) -> tuple[str, ...]:
-    """Names of the files that make up the artifact; what else lies there is none of it.
-
-    Raises:
-        DirectionError: a file is missing; card and `meta.yaml` may be.
-    """
-    present = files.names()
-    described = tuple(name for name in (META_FILE, CARD_FILE) if name in present)
-    names = (MANIFEST_FILE, *payload_files(files), *described)
-    problems = Problems()
-    for name in names:
-        if name not in present:
-            problems.add(f"{name}: missing")
-    problems.raise_if_any(DirectionError, "the artifact is not whole", where=files.label)
-    return names
-
-
-def _hint_for_no_artifact(folder: Path) -> str:
-    if os.path.isfile(folder / ADAPTER_CONFIG_FILE):  # noqa: PTH113 - False where the folder may not be looked into
-        return f"a PEFT adapter becomes one with: wsmerge extract NAME --base BASE --positive {folder}"
-    return "give a folder that wsmerge extract wrote"
 
 
 def _check_adapter_config(direction: Direction, problems: Problems) -> None:

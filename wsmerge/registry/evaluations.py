@@ -19,7 +19,14 @@ from wsmerge.core.ranges import read_range
 from wsmerge.errors import DirectionError, Problems
 from wsmerge.registry.files import ArtifactFiles
 
-__all__ = ["EVALUATIONS_FOLDER", "EVALUATION_SCHEMA", "Evaluation", "evaluations_in", "parse_evaluation", "read_evaluation"]
+__all__ = [
+    "EVALUATIONS_FOLDER",
+    "EVALUATION_SCHEMA",
+    "Evaluation",
+    "evaluations_in",
+    "parse_evaluation",
+    "read_evaluation",
+]
 
 EVALUATION_SCHEMA: Final = "wsmerge.evaluation/v1"
 EVALUATIONS_FOLDER: Final = "evaluations"
@@ -55,16 +62,17 @@ def parse_evaluation(data: bytes, *, where: str) -> Evaluation:
         DirectionError: they are no evaluation; with every problem.
     """
     problems = Problems()
-    try:
-        return Evaluation.model_validate(json.loads(data))
-    except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            problems.add(f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}")
-    except ValueError as error:
-        problems.add(f"is no JSON: {error}")
-    raise DirectionError(
-        "is no evaluation", where=where, hint="wsmerge sweep writes them", details=problems.lines
-    )
+    if len(data) > _MAX_BYTES:
+        problems.add(f"has {len(data)} bytes, and an evaluation has {_MAX_BYTES} at most")
+    else:
+        try:
+            return Evaluation.model_validate(json.loads(data))
+        except ValidationError as error:
+            for problem in error.errors(include_url=False):
+                problems.add(f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}")
+        except (ValueError, RecursionError) as error:
+            problems.add(f"is no JSON: {error}")
+    raise DirectionError("is no evaluation", where=where, hint="wsmerge sweep writes them", details=problems.lines)
 
 
 def read_evaluation(path: Path) -> tuple[Evaluation, bytes]:
@@ -81,10 +89,10 @@ def read_evaluation(path: Path) -> tuple[Evaluation, bytes]:
 
 
 def evaluations_in(files: ArtifactFiles) -> dict[str, tuple[Evaluation, bytes]]:
-    """The evaluations that lie beside an artifact, by their places.
+    """The evaluations that lie beside an artifact, by their places. Files there that do not name our schema are not ours.
 
     Raises:
-        DirectionError: a file among them that is no evaluation.
+        DirectionError: one of them is damaged.
     """
     found = {}
     for name in sorted(files.names()):
@@ -93,8 +101,9 @@ def evaluations_in(files: ArtifactFiles) -> dict[str, tuple[Evaluation, bytes]]:
             continue
         file = files.open(name)
         try:
-            data = read_range(file, 0, min(file.size, _MAX_BYTES))
+            data = read_range(file, 0, file.size) if file.size <= _MAX_BYTES else b""
         finally:
             file.close()
-        found[name] = parse_evaluation(data, where=f"{files.label}/{name}"), data
+        if EVALUATION_SCHEMA.encode() in data:
+            found[name] = parse_evaluation(data, where=f"{files.label}/{name}"), data
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Final, Literal, Self
 
 import rfc8785
@@ -101,6 +102,11 @@ class Manifest(Record):
 
     def canonical_bytes(self) -> bytes:
         """The bytes of `direction.json`."""
+        return self._canonical
+
+    @cached_property
+    def _canonical(self) -> bytes:
+        """Made once: of 5000 tensors it takes 0.14 s, and who opens a direction asks for it again and again."""
         return canonical_json(self.fields())
 
     def replaced(self, **changes: str) -> Self:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from wsmerge.core.files import sync_folder
 from wsmerge.errors import VerificationError
+from wsmerge.registry.artifact_reading import artifact_files
 from wsmerge.registry.blobs import place_bytes, place_file
 from wsmerge.registry.card import CARD_FILE, META_FILE, render_card, render_meta
-from wsmerge.registry.direction import Direction, artifact_files, open_direction_folder, verify_direction
+from wsmerge.registry.direction import Direction, open_direction_folder, verify_direction
 from wsmerge.registry.manifest import MANIFEST_FILE, Manifest
 from wsmerge.registry.paths import StorePaths
 from wsmerge.registry.payloads import restated_files

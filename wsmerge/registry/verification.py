@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from wsmerge.errors import Problems, VerificationError, WsmergeError
+from wsmerge.registry.artifact_reading import read_manifest
 from wsmerge.registry.catalogue import Catalogue
-from wsmerge.registry.direction import open_direction, open_direction_folder, read_manifest, verify_direction
+from wsmerge.registry.direction import open_direction, open_direction_folder, verify_direction
 from wsmerge.registry.entries import error_lines
 from wsmerge.registry.manifest import MANIFEST_FILE
 from wsmerge.registry.versions import Version

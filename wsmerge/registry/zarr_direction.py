@@ -44,7 +44,7 @@ def open_zarr_direction(store: Store, path: str = "", *, label: str | None = Non
         label: how messages name it, where not as the manifest does.
 
     Raises:
-        TensorFileError: no group, or one whose metadata are damaged.
+        TensorFileError: no group, or one whose metadata are damaged; the store cannot be read.
         DirectionError: a group without manifest, or whose arrays do not agree with it; every tensor is named.
         ManifestError: a bad manifest.
         MissingDependencyError: a codec is not installed.
@@ -69,7 +69,8 @@ def write_zarr_direction(direction: Direction, store: Store, path: str = "", *, 
         codec: how chunks are packed; see `wsmerge.registry.payloads.zarr_codecs`.
 
     Raises:
-        OutputError: there is a group already, or the store refuses.
+        OutputError: there is a group already, or the store cannot be written.
+        TensorFileError: the store cannot be read.
         VerificationError: tensors of `direction` are not what its manifest says, or the store gives back other bytes.
         UsageError: no such codec; `MissingDependencyError` where it is not installed.
     """

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from tests.hubs import IMPATIENT, connection
 from tests.loopback_hub import Fault, LoopbackHub
@@ -220,3 +221,38 @@ def test_the_environment_is_read_at_each_call(server: LoopbackHub, monkeypatch: 
 def test_a_remote_file_is_a_range_file(commit: RepoCommit) -> None:
     file: RangeFile = commit.open(NAME)
     assert (file.size, file.label) == (len(LARGE), f"{commit.label}/{NAME}")
+
+
+def test_what_is_expected_is_kept_within_what_the_connection_may_keep(server: LoopbackHub, commit: RepoCommit) -> None:
+    hub = Hub(endpoint=server.endpoint, token=server.token, kept_bytes=100_000)
+    commit = RepoCommit.resolve(hub, "acme/formal")
+    server.requests.clear()
+    file = commit.open(NAME, ahead=False)
+    file.expect([(0, 90_000), (1_000_000, 1_090_000)])
+    for start in (0, 1_000_000, 10):
+        assert read_range(file, start, 10) == LARGE[start : start + 10]
+    assert ranges_asked(server) == ["bytes=0-89999", "bytes=1000000-1089999", "bytes=10-89999"]
+
+
+@pytest.mark.parametrize("endpoint", ["http://[::1", "http://127.0.0.1:abc", "127.0.0.1", "ftp://127.0.0.1", "http://"])
+def test_an_endpoint_that_is_no_address_is_told(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(HubError, match="acme/formal") as caught:
+        RepoCommit.resolve(Hub(patience=IMPATIENT), "acme/formal")
+    assert "HF_ENDPOINT" in (caught.value.hint or "")
+
+
+def test_a_token_that_cannot_be_sent_is_told_and_not_shown(
+    server: LoopbackHub, monkeypatch: pytest.MonkeyPatch, commit: RepoCommit
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_s\u00f6cret")
+    hub = Hub(endpoint=server.endpoint, patience=IMPATIENT)
+    again = RepoCommit(hub, "acme/formal", commit.commit, revision=None, files=commit.files)
+    for ask in (lambda: RepoCommit.resolve(hub, "acme/formal"), lambda: again.read(NAME)):
+        with pytest.raises(HubError, match="token") as caught:
+            ask()
+        assert "cret" not in str(caught.value)
+        assert "HF_TOKEN" in (caught.value.hint or "")
+    assert not server.requests

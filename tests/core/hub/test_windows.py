@@ -169,3 +169,26 @@ def test_small_parts_are_joined() -> None:
 def test_ranges_that_nearly_touch_are_one() -> None:
     assert coalesced([(50, 60), (0, 10), (12, 20), (55, 58)], gap_bytes=2) == [(0, 20), (50, 60)]
     assert coalesced([]) == []
+
+
+def test_what_is_given_up_before_it_came_is_no_waste() -> None:
+    """More readers at once than stretches are kept: the one that still comes goes first."""
+    windows, source = Windows(kept_bytes=1 << 16), Source()
+
+    def slow(start: int, out: memoryview) -> None:
+        read(windows, Source(), 0, 1 << 16, [0, 1 << 16, len(CONTENT)])  # another file, meanwhile
+        source.fetch(start, out)
+
+    out = bytearray(1 << 16)
+    windows.read_into(source, slow, 0, memoryview(out), lambda _at, _count: Stretch(0, 1 << 16, whole=True))
+    assert bytes(out) == CONTENT[: 1 << 16]
+    assert not windows.is_wasteful(source)
+
+
+def test_of_a_stretch_that_is_there_in_part_the_rest_is_fetched() -> None:
+    windows, source = Windows(), Source()
+    narrow, joined = [0, 1000, 2000, 3000, len(CONTENT)], [0, 3000, len(CONTENT)]
+    assert read(windows, source, 500, 10, narrow) == CONTENT[500:510]
+    assert read(windows, source, 2500, 10, narrow) == CONTENT[2500:2510]
+    assert read(windows, source, 1500, 10, joined) == CONTENT[1500:1510]
+    assert source.fetched == [(0, 1000), (2000, 3000), (1000, 2000)]

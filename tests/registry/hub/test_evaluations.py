@@ -12,7 +12,7 @@ from tests.registry.artifacts import make_artifact
 from wsmerge.core.hub.connection import Hub
 from wsmerge.errors import DirectionError, UsageError
 from wsmerge.registry import open_direction_folder
-from wsmerge.registry.direction import read_manifest
+from wsmerge.registry.artifact_reading import read_manifest
 from wsmerge.registry.hub.push import Pushed, PushOptions, push
 
 REPO = "acme/formal"
@@ -110,3 +110,58 @@ def test_what_is_no_evaluation_is_told(hub, folder, tmp_path, text, says):
         pushed(hub, folder, path)
     assert caught.value.where == str(path)
     assert says in caught.value.details[0]
+
+
+def test_files_of_others_beside_them_are_left_alone(hub, loopback, folder, tmp_path):
+    others = {
+        "evaluations/harness.json": b'{"results": {"mmlu": 0.5}}',
+        "evaluations/list.json": b"[1]",
+        "evaluations/deep.json": b"[" * 200_000 + b"]" * 200_000,
+        "evaluations/large.json": b'{"samples": "' + b"x" * (2 << 20) + b'"}',
+        "evaluations/broken.json": b"{",
+    }
+    for name, data in others.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    pushed(hub, folder)
+    loopback.commit(REPO, others)
+    assert pushed(hub, folder, write(tmp_path / "one.json", folder, "one", 0.5)).outcome == "evaluated"
+    assert "| one | accuracy | 0.5 |" in card(loopback)
+    files = loopback.files(REPO)
+    assert {name: files[name] for name in others} == others
+
+
+def test_a_damaged_one_of_ours_is_told(hub, loopback, folder):
+    write(folder / "evaluations" / "bad.json", folder, "bad", 0.5, digest="short")
+    with pytest.raises(DirectionError, match="is no evaluation") as caught:
+        pushed(hub, folder)
+    assert caught.value.where == str(folder / "evaluations" / "bad.json")
+    assert not loopback.requests
+
+
+def test_two_of_one_name_are_refused(hub, loopback, folder, tmp_path):
+    first = write(tmp_path / "first.json", folder, "same", 0.5)
+    second = write(tmp_path / "second.json", folder, "same", 0.75)
+    with pytest.raises(UsageError) as caught:
+        pushed(hub, folder, first, second)
+    assert caught.value.details == (f"{second}: has the name of another, same",)
+    assert not loopback.requests
+
+
+def test_one_that_is_given_replaces_the_one_beside_the_artifact(hub, loopback, folder, tmp_path):
+    write(folder / "evaluations" / "same.json", folder, "same", 0.5)
+    given = write(tmp_path / "new.json", folder, "same", 0.75)
+    pushed(hub, folder, given)
+    assert loopback.files(REPO)["evaluations/same.json"] == given.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"), [(b"[" * 200_000, "JSON"), (b"\xff", "JSON"), (b" " * (1 << 20) + b"{}", "bytes")]
+)
+def test_what_nobody_could_read_back_is_not_pushed(hub, loopback, folder, tmp_path, data, says):
+    path = tmp_path / "bad.json"
+    path.write_bytes(data)
+    with pytest.raises(DirectionError, match="is no evaluation") as caught:
+        pushed(hub, folder, path)
+    assert says in caught.value.details[0]
+    assert not loopback.requests

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zarr
+from zarr.storage import LocalStore
 
 from tests.builders import llama_shapes
 from tests.loopback_hub import Fault, LoopbackHub
 from tests.registry.artifacts import about
-from tests.registry.hub.test_remote import assert_same, put
+from tests.registry.hub.test_remote import assert_same, folder_files, put
 from tests.sources import MemoryDirection, random_direction
 from wsmerge.core.hub.connection import Hub
 from wsmerge.core.layers import layer_position
-from wsmerge.errors import HubError, UsageError, VerificationError
+from wsmerge.errors import HubError, TensorFileError, UsageError, VerificationError
 from wsmerge.registry import Store, write_direction
+from wsmerge.registry.convert import convert_direction
 from wsmerge.registry.hub.partial import parse_layers, partial_direction, partial_name, pull_part
 from wsmerge.registry.references import HubReference, check_name
 from wsmerge.registry.verification import verify_store
@@ -191,3 +196,45 @@ def test_default_names_are_names(repo: str, layers: str | None, modules: list[st
     made = partial_name(repo, layers, modules)
     assert check_name(made) == made
     assert name is None or made == name
+
+
+def exchanged(folder: Path, name: str) -> dict[str, bytes]:
+    """The files of the zarr artifact in `folder`, one array of it written again with other values and good checksums."""
+    group: Any = zarr.open_group(LocalStore(folder / "direction.zarr"), mode="r+")
+    group[name][...] = np.asarray(group[name]) + np.float32(1)
+    return folder_files(folder)
+
+
+@pytest.mark.parametrize("how", ["exchanged", "changed on the way"])
+def test_a_zarr_payload_that_is_not_the_manifests_is_refused(
+    loopback: LoopbackHub, hub: Hub, store: Store, tmp_path: Path, how: str
+) -> None:
+    source = random_direction(llama_shapes(layers=3, hidden=16, inner=32), rank=None)
+    with write_direction(tmp_path / "it", source, about()) as made:
+        convert_direction(made, tmp_path / "zarr", "zarr").close()
+    name = "model.layers.1.mlp.up_proj.weight"
+    if how == "exchanged":
+        put(loopback, exchanged(tmp_path / "zarr", f"{name}.delta"))
+    else:
+        put(loopback, folder_files(tmp_path / "zarr"))
+        loopback.faults.add(Fault("wrong_byte", path=rf"{name}\.delta/c", times=None))
+    with pytest.raises((VerificationError, TensorFileError), match=re.escape(name)):
+        pull_part(hub, REFERENCE, store, layers="1")
+    assert store.known_names() == ()
+    part = pull_part(hub, REFERENCE, store, layers="0")  # of which no byte is wrong
+    with store.open(part.entry.label) as direction:
+        assert_same(direction, chosen(source, {0}))
+
+
+def test_of_a_zarr_payload_the_chosen_arrays_alone_are_read(
+    loopback: LoopbackHub, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    source = random_direction(llama_shapes(layers=6, hidden=64, inner=128), rank=None)
+    with write_direction(tmp_path / "it", source, about()) as made:
+        convert_direction(made, tmp_path / "zarr", "zarr").close()
+    put(loopback, folder_files(tmp_path / "zarr"))
+    loopback.requests.clear()
+    pull_part(hub, REFERENCE, store, layers="2")
+    read = {request.path for request in loopback.requests if ".delta/c" in request.path}
+    assert read
+    assert all(".layers.2." in path for path in read)

@@ -298,3 +298,49 @@ def test_a_stale_part_of_a_file_is_thrown_away(hub, loopback, store):
     with pytest.raises(VerificationError, match=f"the bytes that came for {PAYLOAD}"):
         pull(hub, REPO, store)
     assert pull(hub, REPO, store).outcome == "pulled"
+
+
+def test_a_file_that_was_spoilt_while_a_pull_was_cut_is_fetched_again(hub, loopback, store, first):
+    loopback.faults.add(Fault("drop_before", path="README", times=None))
+    with pytest.raises(HubError):
+        pull(hub, REPO, store)
+    loopback.faults.clear()
+    (kept,) = store.paths.temporary.glob("pull-*")
+    payload = kept / PAYLOAD
+    data = payload.read_bytes()
+    payload.write_bytes(data[:-8] + bytes(8))  # as a crash of the machine may leave it
+    assert pull(hub, REPO, store).outcome == "pulled"
+    assert store.verify().problems == ()
+    with open_direction_folder(first) as direction:
+        assert store.resolve(REPO).version_digest == direction.digest
+
+
+@pytest.mark.usefixtures("first")
+def test_the_highest_release_has_to_be_the_version_that_its_tag_says(hub, loopback, store):
+    loopback.move_tag(REPO, "v2.0.0", loopback.head(REPO))
+    with pytest.raises(VerificationError, match=r"the tag says version 2\.0\.0"):
+        pull(hub, REPO, store)
+    assert store.known_names() == ()
+
+
+@pytest.mark.usefixtures("first")
+def test_under_a_name_of_its_own_it_is_known_again(hub, loopback, store):
+    got = pull(hub, REPO, store, name="casual")
+    assert (got.outcome, got.entry.label) == ("pulled", "casual@1.0.0")
+    again = pull(hub, REPO, store, name="casual")
+    assert (again.outcome, again.entry.version_digest) == ("present", got.entry.version_digest)
+    commit = loopback.commit(REPO, {"notes.txt": b"of no matter"})
+    loopback.move_tag(REPO, "v1.0.0", commit)
+    assert pull(hub, REPO, store, name="casual").outcome == "present"
+    assert set(commits_of(store.resolve("casual"))) == {got.commit, commit}
+
+
+@pytest.mark.usefixtures("first")
+def test_a_part_that_is_longer_than_the_file_is_fetched_anew(hub, loopback, store):
+    loopback.faults.add(Fault("drop_before", path="/large-files/", times=None))
+    with pytest.raises(HubError):
+        pull(hub, REPO, store)
+    loopback.faults.clear()
+    (kept,) = store.paths.temporary.glob("pull-*")
+    (kept / f"{PAYLOAD}.part").write_bytes(bytes(1 << 20))
+    assert pull(hub, REPO, store).outcome == "pulled"

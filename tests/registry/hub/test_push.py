@@ -18,6 +18,7 @@ from wsmerge.core.hub.connection import Hub
 from wsmerge.errors import BadReferenceError, ConflictError, HubError, UsageError, VerificationError
 from wsmerge.registry import open_direction_folder, write_direction
 from wsmerge.registry.hub.push import Pushed, PushOptions, push
+from wsmerge.registry.hub.tagging import drop_branch, ensure_branch
 
 REPO = "acme/formal"
 
@@ -274,3 +275,32 @@ def race(loopback: LoopbackHub, repo: str, folders: list[Path]) -> list[Pushed |
     for thread in threads:
         thread.join()
     return results
+
+
+def test_a_side_branch_that_another_process_removed_is_gone(hub, loopback, made):
+    push_folder(hub, made("1.1.0"))
+    head = loopback.head(REPO)
+    ensure_branch(hub, REPO, "version/1.0.0", head)
+    for _ in range(2):
+        drop_branch(hub, REPO, "version/1.0.0")
+    assert [branch.name for branch in hub.api.list_repo_refs(REPO).branches] == ["main"]
+    with pytest.raises(HubError, match="no such repository"):
+        drop_branch(hub, "acme/nothing", "version/1.0.0")
+
+
+def test_of_a_direction_that_another_writer_tagged_its_commit_is_told(hub, loopback, made, monkeypatch):
+    """The same direction at two commits: what is told, and what the aliases point to, is what the tag points to."""
+    folder = made()
+    create_tag = type(hub.api).create_tag
+    theirs: list[str] = []
+
+    def tagged_meanwhile(api: object, repo: str, *, tag: str, **options: object) -> None:
+        if not theirs:
+            theirs.append(loopback.commit(REPO, {"notes.txt": b"theirs"}))
+            loopback.move_tag(REPO, "v1.0.0", theirs[0])
+        create_tag(api, repo, tag=tag, **options)
+
+    monkeypatch.setattr(type(hub.api), "create_tag", tagged_meanwhile)
+    done = push_folder(hub, folder, aliases=("stable",))
+    assert done.commit == theirs[0]
+    assert loopback.tags(REPO) == {"v1.0.0": theirs[0], "stable": theirs[0]}

@@ -15,9 +15,10 @@ from tests.sources import MemoryDirection, random_direction
 from wsmerge.core.deltas import DenseDelta, LowRankDelta
 from wsmerge.core.hub.connection import Hub
 from wsmerge.errors import DirectionError, HubError, NotFoundError, OutputError, VerificationError
-from wsmerge.registry import Direction, Store, open_reference, write_direction
+from wsmerge.registry import Direction, Store, open_reference, verify_direction, write_direction
 from wsmerge.registry.convert import convert_direction
 from wsmerge.registry.direction import open_direction_folder
+from wsmerge.registry.hub.partial import pull_part
 from wsmerge.registry.hub.remote import open_remote
 from wsmerge.registry.references import HubReference
 from wsmerge.registry.resolve import verify_reference
@@ -219,3 +220,39 @@ def test_zarr_is_read_where_it_lies_too(loopback: LoopbackHub, hub: Hub, tmp_pat
     put(loopback, folder_files(tmp_path / "zarr"))
     with open_remote(hub, HubReference(REPO)) as direction:
         assert_same(direction, source)
+
+
+@pytest.mark.usefixtures("pushed")
+def test_reading_after_it_was_closed_is_an_error(hub: Hub) -> None:
+    with open_remote(hub, HubReference(REPO, "v1.0.0")) as direction:
+        key = next(iter(direction.payload.specs))
+        direction.payload.read(key)
+    with pytest.raises(DirectionError, match="closed"):
+        direction.payload.read(key)
+
+
+def test_a_zarr_payload_that_repeats_another_manifest_is_found(loopback: LoopbackHub, hub: Hub, tmp_path: Path) -> None:
+    with write_direction(tmp_path / "it", random_direction(SHAPES), about()) as direction:
+        convert_direction(direction, tmp_path / "zarr", "zarr").close()
+    group = tmp_path / "zarr" / "direction.zarr" / "zarr.json"
+    group.chmod(0o644)
+    group.write_bytes(group.read_bytes().replace(b"acme/base", b"acme/other"))
+    with open_direction_folder(tmp_path / "zarr") as direction:
+        problems = verify_direction(direction)
+    assert len(problems) == 1
+    put(loopback, folder_files(tmp_path / "zarr"))
+    with open_remote(hub, HubReference(REPO, "v1.0.0")) as remote:
+        (found,) = verify_direction(remote)
+    assert "the manifest in its attributes" in found
+
+
+@pytest.mark.usefixtures("pushed")
+def test_a_tag_that_says_another_version_is_refused(loopback: LoopbackHub, hub: Hub, store: Store) -> None:
+    loopback.move_tag(REPO, "v2.0.0", loopback.head(REPO))
+    with pytest.raises(VerificationError, match=r"the tag says version 2\.0\.0"):
+        open_remote(hub, HubReference(REPO, "2.0.0"))
+    with pytest.raises(VerificationError, match=r"the tag says version 2\.0\.0"):
+        pull_part(hub, HubReference(REPO, "v2.0.0"), store, layers="0")
+    loopback.move_tag(REPO, "stable", loopback.head(REPO))
+    with open_remote(hub, HubReference(REPO, "stable")) as direction:
+        assert direction.manifest.version == "1.0.0"

@@ -10,6 +10,7 @@ import pytest
 from tests.hubs import connection, running_hub
 from tests.loopback_hub import Fault, LoopbackHub
 from tests.registry.artifacts import make_artifact
+from wsmerge.api.hub import search_hub as api_search
 from wsmerge.core.hub.connection import Hub
 from wsmerge.errors import HubError, UsageError
 from wsmerge.registry import DatasetRecord, open_direction_folder
@@ -105,3 +106,11 @@ def test_titles_fit_the_hub():
     title = collection_title("acme/" + "a-very-long-name-of-a-model-" * 3)
     assert len(title) == 60
     assert re.fullmatch(r"wsmerge directions for a-very-long-.*…", title)
+
+
+def test_as_many_as_are_asked_for(hub):
+    assert len(search_hub(hub, Wanted(), limit=1)) == 1
+    assert len(api_search(hub=hub, limit=1)) == 1
+    assert len(api_search(hub=hub)) == 2
+    with pytest.raises(UsageError, match="limit"):
+        search_hub(hub, Wanted(), limit=0)

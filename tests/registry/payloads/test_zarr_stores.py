@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,9 +21,10 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipS
 from tests.registry.objects import s3_server
 from tests.registry.payloads.zarr_artifacts import DENSE, dense_values, make_pair, small_chunks
 from wsmerge.errors import DirectionError, OutputError, TensorFileError, VerificationError
-from wsmerge.registry import Direction, Store, verify_direction
+from wsmerge.registry import Direction, Store, open_direction_folder, verify_direction
 from wsmerge.registry.files import FolderFiles
 from wsmerge.registry.objects import MemoryObjects, ObjectRegistry
+from wsmerge.registry.payloads.zarr_keys import get_bytes, put_bytes
 from wsmerge.registry.payloads.zarr_reading import ZarrPayload
 from wsmerge.registry.payloads.zarr_stores import FilesStore
 from wsmerge.registry.zarr_direction import open_zarr_direction, write_zarr_direction
@@ -229,3 +231,96 @@ def test_a_registry_in_an_object_store_holds_it_and_reads_it_by_chunk(tmp_path, 
             out = np.empty(100, np.float32)
             direction.read_dense(DENSE, 333, out)
             assert out.tobytes() == dense_values().reshape(-1)[333:433].tobytes()
+
+
+def test_a_store_that_is_lost_is_told_as_such(plain):
+    """What obstore raises, through opening, reading, listing and writing."""
+    stores = pytest.importorskip("obstore.store")
+    pytest.importorskip("moto")
+    with s3_server.running() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        options = {"client_options": {"allow_http": True}, "retry_config": {"max_retries": 0}}
+        store = ObjectStore(stores.from_url(f"s3://{s3_server.BUCKET}/lost", **options))
+        write_zarr_direction(plain, store, "formal")
+        direction = open_zarr_direction(store, "formal")
+    dense = np.empty(100, np.float32)
+    asked: dict[str, Callable[[], object]] = {
+        "a chunk": lambda: direction.read_dense(DENSE, 333, dense),
+        "the group": lambda: open_zarr_direction(store, "formal"),
+        "the list": direction.files.names,
+        "a file": lambda: direction.files.open("direction.zarr/zarr.json"),
+    }
+    for what, ask in asked.items():
+        with pytest.raises(TensorFileError, match="cannot be read") as caught:
+            ask()
+        assert caught.value.where is not None, what
+        assert "object_store" in caught.value.where, what
+        assert caught.value.hint is not None, what
+        assert "Debug source" not in str(caught.value), what
+    with pytest.raises(TensorFileError, match="cannot be read"):
+        write_zarr_direction(plain, store, "elsewhere")
+
+
+def test_a_store_that_is_lost_while_it_is_written_is_told(plain):
+    stores = pytest.importorskip("obstore.store")
+    exceptions = pytest.importorskip("obstore.exceptions")
+
+    class Refusing(ObjectStore[Any]):
+        async def set(self, key: str, value: Any) -> None:  # noqa: ARG002 - zarr's signature
+            raise exceptions.PermissionDeniedError("not for you\n\nDebug source:\nInner(1)")
+
+    with pytest.raises(OutputError, match="not for you") as caught:
+        write_zarr_direction(plain, Refusing(stores.MemoryStore()))
+    assert caught.value.hint is not None
+    assert "Inner" not in str(caught.value)
+
+
+def test_a_damaged_zip_file_is_told(tmp_path, plain):
+    path = tmp_path / "formal.zarr.zip"
+    with ZipStore(path, mode="w") as store:
+        write_zarr_direction(plain, store)
+        held = store._zf.getinfo(f"{DENSE}.delta/c.0.0")  # where in the file the bytes of a shard lie
+    data = bytearray(path.read_bytes())
+    data[held.header_offset + 30 + len(held.filename) + held.file_size // 2] ^= 1
+    path.write_bytes(data)
+    with ZipStore(path, mode="r") as store, open_zarr_direction(store) as direction:
+        with pytest.raises(TensorFileError, match="cannot be read") as caught:
+            direction.read_dense(DENSE, 0, np.empty(37 * 24, np.float32))
+        assert caught.value.hint is not None
+
+
+def test_arrays_read_in_turns_by_pieces_are_not_mixed_up(plain):
+    store = MemoryStore()
+    write_zarr_direction(plain, store)
+    wanted = {DENSE: dense_values().reshape(-1), "model.norm.weight": np.linspace(-1, 1, 16, dtype=np.float32)}
+    with open_zarr_direction(store) as direction:
+        out = np.empty(7, np.float32)
+        for start in (0, 7):
+            for name, values in wanted.items():
+                direction.read_dense(name, start, out)
+                assert out.tobytes() == values[start : start + 7].tobytes()
+
+
+def test_a_group_that_lacks_an_array_of_its_manifest_is_refused(plain):
+    store = MemoryStore()
+    write_zarr_direction(plain, store)
+    group = json.loads(get_bytes(store, "zarr.json") or b"")
+    del group["consolidated_metadata"]["metadata"]["model.scale.delta"]
+    put_bytes(store, "zarr.json", json.dumps(group).encode())
+    with pytest.raises(DirectionError, match=r"model\.scale\.delta: missing"):
+        open_zarr_direction(store)
+
+
+def test_what_is_not_its_manifests_is_not_written(tmp_path, plain):
+    """Told of the source, and before the group can be opened."""
+    group: Any = zarr.open_group(LocalStore(tmp_path / "zarr/direction.zarr"), mode="r+")
+    group[f"{DENSE}.delta"][...] = np.float32(1)
+    store = MemoryStore()
+    with open_direction_folder(tmp_path / "zarr") as changed:
+        with pytest.raises(VerificationError, match="the bytes of delta") as caught:
+            write_zarr_direction(changed, store)
+        assert caught.value.where == changed.label
+    assert plain.label == changed.label
+    with pytest.raises(TensorFileError, match=r"has no zarr\.json"):
+        open_zarr_direction(store)

@@ -14,7 +14,7 @@ from wsmerge.core.hub.windows import Windows
 from wsmerge.core.ranges import read_range
 from wsmerge.errors import HubError, VerificationError
 
-__all__ = ["RemoteEntry", "RepoCommit"]
+__all__ = ["RemoteEntry", "RepoCommit", "is_commit"]
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
@@ -27,13 +27,11 @@ class RemoteEntry:
         size: its length in bytes.
         sha256: of its bytes, for a large file (LFS or Xet); None for one that git holds itself.
         blob_id: git's identifier: of its bytes, or for a large file of the pointer to them.
-        xet: its Xet hash, where it has one.
     """
 
     size: int
     sha256: str | None
     blob_id: str
-    xet: str | None
 
 
 class RepoCommit:
@@ -68,12 +66,8 @@ class RepoCommit:
         """
         hub.refuse_offline(f"{repo}@{revision}" if revision else repo, hint="unset it, or use what was pulled already")
         with telling(repo, revision):
-            commit = (
-                revision
-                if revision and _COMMIT.fullmatch(revision)
-                else hub.api.model_info(repo, revision=revision).sha
-            )
-            if commit is None or not _COMMIT.fullmatch(commit):
+            commit = revision if revision and is_commit(revision) else hub.api.model_info(repo, revision=revision).sha
+            if commit is None or not is_commit(commit):
                 raise HubError(f"the Hub names {commit!r} as its commit", where=repo, hint="check HF_ENDPOINT")
             files = _entries(hub, repo, commit)
         return cls(hub, repo, commit, revision=revision, files=files)
@@ -108,7 +102,7 @@ class RepoCommit:
         if entry is None:
             raise HubError(f"the commit has no {name}", where=self.label, hint="name a revision that has it")
         target = Target(self.address(name), f"{self.label}/{name}", entry.size, entry.sha256 or entry.blob_id)
-        return RemoteFile(self.hub, target, self.traffic, self._windows if ahead else None)
+        return RemoteFile(self.hub, target, self.traffic, self._windows, ahead=ahead)
 
     def read(self, name: str) -> bytes:
         """All bytes of file `name`, checked against what the commit says they are.
@@ -141,6 +135,11 @@ class RepoCommit:
         return f"<RepoCommit {self.label} of {len(self.files)} files>"
 
 
+def is_commit(revision: str) -> bool:
+    """Whether `revision` is a commit, rather than a branch or a tag."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
 def sha256_of(data: bytes) -> str:
     """SHA-256 of `data`, as LFS names large files."""
     return hashlib.sha256(data).hexdigest()
@@ -162,7 +161,6 @@ def _entries(hub: Hub, repo: str, commit: str) -> dict[str, RemoteEntry]:
             item.lfs.size if item.lfs else item.size,
             item.lfs.sha256 if item.lfs else None,
             item.blob_id,
-            item.xet_hash,
         )
         for item in tree
         if isinstance(item, RepoFile)

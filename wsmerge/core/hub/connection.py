@@ -22,7 +22,7 @@ from wsmerge.errors import HubError
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Hub", "Patience", "telling"]
+__all__ = ["Hub", "Patience", "status_of", "telling"]
 
 _PUBLIC_ENDPOINT: Final = "https://huggingface.co"
 _TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})
@@ -80,12 +80,22 @@ class Hub:
 
     @property
     def token(self) -> str | None:
-        """Who asks; None where nobody is logged in, or the login is not to be used by itself."""
+        """Who asks; None where nobody is logged in, or the login is not to be used by itself.
+
+        Raises:
+            HubError: a token with characters that no header takes.
+        """
         from huggingface_hub import get_token  # noqa: PLC0415 - what is local needs no Hub client
 
-        if self._token is not None or os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
-            return self._token
-        return get_token()
+        is_explicit = os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE
+        token = self._token if self._token is not None or is_explicit else get_token()
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise HubError(
+                "the token holds characters that cannot be sent",
+                where=self.endpoint,
+                hint="it was copied wrongly: set HF_TOKEN anew, or log in again: hf auth login",
+            )
+        return token
 
     @property
     def offline(self) -> bool:
@@ -95,9 +105,14 @@ class Hub:
 
     @property
     def api(self) -> HfApi:
-        """The Hub client for this endpoint and token."""
+        """The Hub client for this endpoint and token.
+
+        Raises:
+            HubError: as of `token`.
+        """
         from huggingface_hub import HfApi  # noqa: PLC0415 - as above
 
+        _ = self.token  # the client would fail on a bad one with an error of its own kind
         if self._api is None or self._api.endpoint != self.endpoint:
             self._api = HfApi(endpoint=self.endpoint, token=self._token)
         return self._api
@@ -130,16 +145,20 @@ def telling(repo: str, revision: str | None = None) -> Iterator[None]:
             let through as the client raised it.
     """
     from huggingface_hub import errors as hub  # noqa: PLC0415 - what is local needs no Hub client
+    from huggingface_hub import utils  # noqa: PLC0415 - as above
 
-    transport_error = hub.HTTPError  # type: ignore[attr-defined]  # of the HTTP client, which differs between releases
+    # Of the HTTP client, which differs between releases.
+    transport_error: type[Exception] = hub.HTTPError  # type: ignore[attr-defined]  # the client makes it when asked
+    bad_address: type[Exception] = utils.httpx.InvalidURL  # type: ignore[attr-defined]  # as above
     try:
         yield
     except hub.HfHubHTTPError as error:
-        if _status(error) == 412:
+        if status_of(error) == 412:
             raise
         raise _refused(error, f"{repo}@{revision}" if revision else repo) from error
     except (
         transport_error,
+        bad_address,
         hub.OfflineModeIsEnabled,
         hub.EntryNotFoundError,
         hub.FileMetadataError,
@@ -150,15 +169,17 @@ def telling(repo: str, revision: str | None = None) -> Iterator[None]:
         raise _not_answered(error, f"{repo}@{revision}" if revision else repo) from error
 
 
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status behind a failure: of the Hub client's error, or of the `HubError` that was made of it."""
+    refused = error.__cause__ if isinstance(error, HubError) else error
+    return getattr(getattr(refused, "response", None), "status_code", None)
 
 
 def _refused(error: Exception, where: str) -> HubError:
     """The Hub answered, and not with what was asked for."""
     from huggingface_hub import errors as hub  # noqa: PLC0415 - as in telling
 
-    status = _status(error)
+    status = status_of(error)
     if isinstance(error, hub.GatedRepoError):
         message = "the Hub gives it only to those who accepted its terms"
         hint = "accept them on its page, then: hf auth login, or HF_TOKEN"

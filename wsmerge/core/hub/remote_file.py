@@ -26,7 +26,8 @@ class RemoteFile(Closing):
         hub: the connection.
         target: the file.
         traffic: where requests and bytes are counted.
-        windows: where stretches of it are kept; None to fetch exactly what is read.
+        windows: where stretches of it are kept.
+        ahead: whether what follows is fetched and kept too; else exactly what is read, until `expect` says more.
 
     Attributes:
         label: how messages name it.
@@ -34,12 +35,13 @@ class RemoteFile(Closing):
         etag: what the Hub says that its content is.
     """
 
-    def __init__(self, hub: Hub, target: Target, traffic: Traffic, windows: Windows | None = None) -> None:
+    def __init__(self, hub: Hub, target: Target, traffic: Traffic, windows: Windows, *, ahead: bool = True) -> None:
         self.label = target.label
         self.size = target.size
         self.etag = target.etag
         self._transfer = Transfer(hub, target, traffic)
         self._windows = windows
+        self._ahead = ahead
         self._expected: list[tuple[int, int]] | None = None
         self._cells: list[int] = []
         self._narrow_cells: list[int] = []
@@ -51,7 +53,7 @@ class RemoteFile(Closing):
         Neighbours are fetched together, and nothing beside them.
         """
         self._expected = coalesced(ranges)
-        self._windows = self._windows or Windows()
+        self._ahead = True
 
     def divide(self, starts: Iterable[int]) -> None:
         """Say where parts begin that will be read whole, in any order, each by several threads: tensors.
@@ -74,16 +76,15 @@ class RemoteFile(Closing):
             raise HubError(f"has {self.size} bytes, and {start} to {start + len(out)} were asked for", where=self.label)
         if not len(out):
             return
-        if self._windows is None:
-            self._transfer.fetch(start, out)
-        else:
+        if self._ahead:
             self._windows.read_into(self, self._transfer.fetch, start, out, self._stretch)
+        else:
+            self._transfer.fetch(start, out)
 
     def close(self) -> None:
         """Forget what is in memory; reading afterwards is an error."""
         self._closed = True
-        if self._windows is not None:
-            self._windows.drop(self)
+        self._windows.drop(self)
 
     def _stretch(self, start: int, count: int) -> Stretch:
         """What to fetch together when `count` bytes from byte `start` on are asked for."""
@@ -93,8 +94,7 @@ class RemoteFile(Closing):
             return Stretch(start, min(max(end, start + count), start + WINDOW_BYTES), whole=True)
         if not self._cells:
             return Stretch(start, self.size)
-        is_wasteful = self._windows is not None and self._windows.is_wasteful(self)
-        bounds = self._narrow_cells if is_wasteful else self._cells
+        bounds = self._narrow_cells if self._windows.is_wasteful(self) else self._cells
         place = bisect_right(bounds, start) - 1
         return Stretch(bounds[place], bounds[place + 1], whole=True)
 

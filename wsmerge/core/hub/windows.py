@@ -148,7 +148,7 @@ class Windows:
     def _make_room(self) -> None:
         while len(self._windows) > 1 and (self._held_bytes > self.kept_bytes or len(self._windows) > _MOST_WINDOWS):
             oldest = next(iter(self._windows))
-            if oldest.judged and 2 * oldest.used_bytes < oldest.end - oldest.begin:
+            if oldest.judged and oldest.ready.is_set() and 2 * oldest.used_bytes < oldest.end - oldest.begin:
                 self._wasteful.add(oldest.owner)
             self._forget(oldest)
 

@@ -16,8 +16,9 @@ from wsmerge.core.digest import sha256_hex
 from wsmerge.core.files import copy_synced
 from wsmerge.core.hub.commit import RepoCommit, git_blob_id
 from wsmerge.core.ranges import read_range
+from wsmerge.registry.artifact_reading import artifact_files
 from wsmerge.registry.card import CARD_FILE, META_FILE, render_card, render_meta
-from wsmerge.registry.direction import Direction, artifact_files
+from wsmerge.registry.direction import Direction
 from wsmerge.registry.evaluations import Evaluation, evaluations_in
 from wsmerge.registry.files import ArtifactFiles
 from wsmerge.registry.hub.files import CommitFiles
@@ -77,7 +78,9 @@ def _card(
     direction: Direction, names: tuple[str, ...], repo: str | None, told: Told, standing: RepoCommit | None
 ) -> str:
     manifest = direction.manifest
-    place, has_card = (CommitFiles(standing), CARD_FILE in standing.files) if standing else (direction.files, CARD_FILE in names)
+    place, has_card = (
+        (CommitFiles(standing), CARD_FILE in standing.files) if standing else (direction.files, CARD_FILE in names)
+    )
     given = _text(place, CARD_FILE) if has_card else None
     known = evaluations_in(place) if standing else {}
     before = [item for item, _ in known.values()]
@@ -129,7 +132,7 @@ def _bytes(source: Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else source.read_bytes()
 
 
-def _text(files: ArtifactFiles, name: str) -> str | None:
+def _text(files: ArtifactFiles, name: str) -> str:
     file = files.open(name)
     try:
         return read_range(file, 0, file.size).decode(errors="replace")

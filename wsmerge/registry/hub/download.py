@@ -25,12 +25,12 @@ _HASH_BYTES: Final = 1 << 20
 
 
 def download(commit: RepoCommit, names: Iterable[str], folder: Path, progress: Progress | None = None) -> None:
-    """Fetch files `names` of `commit` into `folder`, those alone that are not there yet.
+    """Fetch files `names` of `commit` into `folder`, those alone that are not there yet, or not as the commit names them.
 
     Args:
         commit: the repository at one commit.
         names: the files.
-        folder: of this commit alone, since what is there counts as checked.
+        folder: of this commit alone.
         progress: called after every few MB.
 
     Raises:
@@ -42,12 +42,13 @@ def download(commit: RepoCommit, names: Iterable[str], folder: Path, progress: P
     total = sum(commit.files[name].size for name in wanted)
     done = 0
     for name in wanted:
-        size = commit.files[name].size
+        entry = commit.files[name]
         target = folder / _safe(name, commit.label)
-        if not target.exists():
+        # What is there came whole; but a crash of the machine may have spoilt it since.
+        if not (target.exists() and _is_right(target, entry)):
             report = None if progress is None else _shifted(progress, done, total)
             _fetch(commit, name, target, report)
-        done += size
+        done += entry.size
         if progress is not None:
             progress(done, total)
 

@@ -25,6 +25,7 @@ __all__ = [
     "Refs",
     "check_hub_alias",
     "check_repo",
+    "find_refs",
     "outranks",
     "parse_hub_reference",
     "read_refs",
@@ -87,8 +88,9 @@ def read_refs(hub: Hub, repo: str) -> Refs:
     """Branches and tags of `repo` now.
 
     Raises:
-        HubError: no such repository, or the Hub is not reached.
+        HubError: no such repository, or the Hub is not reached, or not to be asked.
     """
+    hub.refuse_offline(repo, hint="unset it; what was pulled already is in the store: wsmerge list")
     with telling(repo):
         refs = hub.api.list_repo_refs(repo)
     return Refs(
@@ -96,6 +98,23 @@ def read_refs(hub: Hub, repo: str) -> Refs:
         {ref.name: ref.target_commit for ref in refs.branches},
         {ref.name: ref.target_commit for ref in refs.tags},
     )
+
+
+def find_refs(hub: Hub, repo: str) -> Refs | None:
+    """Branches and tags of `repo` now; None where there is no such repository, or the Hub shows none.
+
+    Raises:
+        HubError: a gated repository, or the Hub is not reached, or not to be asked.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError  # noqa: PLC0415 - imported when asked
+
+    try:
+        return read_refs(hub, repo)
+    except HubError as error:
+        cause = error.__cause__
+        if isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError):
+            return None
+        raise
 
 
 def short(commit: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +16,10 @@ from wsmerge.core.layers import layer_position
 from wsmerge.core.tensors import BaseIdentity
 from wsmerge.errors import UsageError
 from wsmerge.registry.artifact import About, write_direction
-from wsmerge.registry.direction import Direction, artifact_files
+from wsmerge.registry.artifact_reading import artifact_files
+from wsmerge.registry.direction import Direction
 from wsmerge.registry.entries import Entry
+from wsmerge.registry.hub.download import Progress
 from wsmerge.registry.hub.remote import RemoteDirection, open_remote
 from wsmerge.registry.payloads import component_keys
 from wsmerge.registry.records import ParentRecord, TensorRecord
@@ -28,9 +30,6 @@ __all__ = ["PartialDirection", "PulledPart", "parse_layers", "partial_direction"
 
 _RANGE: Final = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 _MAX_NAME: Final = 96
-_FLOAT32_BYTES: Final = 4
-
-Progress = Callable[[int, int], None]
 
 
 class PartialDirection:
@@ -201,7 +200,7 @@ def _fetch(whole: RemoteDirection, part: PartialDirection, progress: Progress | 
     """Fetch and check the arrays of `part`, in the order in which they lie."""
     keys = [key for key, _, _ in component_keys(part.rows, adapter=whole.payload.adapter)]
     whole.payload.expect(keys)
-    total = _FLOAT32_BYTES * sum(whole.payload.specs[key].numel for key in keys)
+    total = sum(whole.payload.specs[key].nbytes for key in keys)
     done = 0
     first = np.empty(1, np.float32)
     for key in keys:

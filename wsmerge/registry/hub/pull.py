@@ -10,27 +10,27 @@ A version in the store never changes, so what its tag points to on the Hub is co
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock
 
 from wsmerge.core.files import make_folder
-from wsmerge.core.hub.commit import RepoCommit
+from wsmerge.core.hub.commit import RepoCommit, is_commit
 from wsmerge.core.hub.connection import Hub
 from wsmerge.errors import ConflictError, HubError, NotFoundError, OutputError, VerificationError
-from wsmerge.registry.direction import artifact_files, open_direction_folder, read_manifest
+from wsmerge.registry.artifact_reading import artifact_files, read_manifest
+from wsmerge.registry.direction import open_direction_folder
 from wsmerge.registry.entries import Entry
 from wsmerge.registry.hub.download import Progress, download
 from wsmerge.registry.hub.files import CommitFiles
 from wsmerge.registry.hub.naming import parse_hub_reference, read_refs, version_in
 from wsmerge.registry.hub.pins import commits_of, pin_of
-from wsmerge.registry.hub.remote import pinned_commit
+from wsmerge.registry.hub.remote import pinned_commit, refuse_other_version
 from wsmerge.registry.references import HubReference, StoreReference, check_name
 from wsmerge.registry.staging import readdressed
 from wsmerge.registry.store import Store
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from wsmerge.registry.registry import Registry
 
 __all__ = ["Pulled", "pinned_reference", "pull"]
-
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 Outcome = Literal["pulled", "present", "offline"]
 
@@ -118,13 +116,13 @@ def _held(hub: Hub, wanted: HubReference, store: Registry, name: str) -> Pulled 
     """What can be told without a request: a commit that was pulled before, or all that there is while offline."""
     revision = wanted.revision or ""
     version = version_in(revision)
-    if _COMMIT.fullmatch(revision):
+    if is_commit(revision):
         local = StoreReference(name, "alias", pin_of(revision))
     elif version is not None:
         local = StoreReference(name, "version", str(version))
     else:
         local = StoreReference(name, "alias", revision) if revision else StoreReference(name)
-    if not (hub.offline or _COMMIT.fullmatch(revision)):
+    if not (hub.offline or is_commit(revision)):
         return None
     try:
         entry = store.resolve(local)
@@ -154,7 +152,7 @@ class _Pull:
         files = CommitFiles(self.commit)
         names = artifact_files(files)
         manifest = read_manifest(files)
-        self._check_version(manifest)
+        refuse_other_version(self.commit, manifest)
         present = self._present(manifest)
         if present is not None:
             return present
@@ -164,15 +162,6 @@ class _Pull:
                 return present
             download(self.commit, names, folder, progress)
             return self._done(self._publish(folder, manifest), "pulled")
-
-    def _check_version(self, manifest: Manifest) -> None:
-        version = version_in(self.wanted.revision or "")
-        if version is not None and str(version) != manifest.version:
-            raise VerificationError(
-                f"the tag says version {version}, and the direction there is version {manifest.version}",
-                where=self.commit.label,
-                hint="tell the owner of the repository, or pull the commit itself",
-            )
 
     def _present(self, manifest: Manifest) -> Pulled | None:
         """The version, where the store has it with this digest."""
@@ -200,7 +189,9 @@ class _Pull:
     def _publish(self, folder: Path, manifest: Manifest) -> Entry:
         with open_direction_folder(folder, label=self.commit.label) as direction:
             if direction.digest != manifest.version_digest:
-                raise VerificationError("the manifest changed while it was pulled", where=self.commit.label)
+                raise VerificationError(
+                    "the manifest changed while it was pulled", where=self.commit.label, hint="pull it again"
+                )
             return self.store.publish(direction, name=self.name, aliases=(pin_of(self.commit.commit),))
 
     @contextmanager

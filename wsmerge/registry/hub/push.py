@@ -22,7 +22,8 @@ from typing import Literal
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.connection import Hub
 from wsmerge.errors import ConflictError, ManifestError, Problems, UsageError, VerificationError
-from wsmerge.registry.direction import Direction, artifact_files, read_manifest, verify_direction
+from wsmerge.registry.artifact_reading import artifact_files, read_manifest
+from wsmerge.registry.direction import Direction, verify_direction
 from wsmerge.registry.evaluations import Evaluation, evaluations_in, read_evaluation
 from wsmerge.registry.hub.contents import Told, contents_of, digest_at
 from wsmerge.registry.hub.files import CommitFiles
@@ -214,11 +215,8 @@ class _Push:
 
     def _tagged(self, commit: str, branch: str | None, outcome: Outcome) -> Pushed:
         message = f"{self.manifest.label}\n\n{self._digests()}"
-        ensure_tag(
-            self.hub,
-            self.repo,
-            Tag(name=self.tag, commit=commit, digest=self.direction.digest, message=message),
-        )
+        tag = Tag(name=self.tag, commit=commit, digest=self.direction.digest, message=message)
+        commit = ensure_tag(self.hub, self.repo, tag)
         if self.side in self.refs.branches or branch == self.side:
             drop_branch(self.hub, self.repo, self.side)
         return self._done(commit, branch, outcome)
@@ -248,15 +246,19 @@ def _evaluations(direction: Direction, given: Iterable[Path]) -> Told:
     """Evaluations of this version: those beside the artifact, and those given."""
     told = {name: item for name, item in evaluations_in(direction.files).items() if _is_of(direction, item[0])}
     problems = Problems()
+    names: set[str] = set()
     for path in given:
         evaluation, data = read_evaluation(path)
         if not _is_of(direction, evaluation):
             problems.add(f"{path}: is of version digest {evaluation.version_digest}")
+        if evaluation.name in names:
+            problems.add(f"{path}: has the name of another, {evaluation.name}")
+        names.add(evaluation.name)
         told[evaluation.file] = evaluation, data
     problems.raise_if_any(
         UsageError,
-        f"evaluations of another version than {direction.label}",
-        hint=f"its version digest is {direction.digest}",
+        f"evaluations of another version than {direction.label}, or two of one name",
+        hint=f"its version digest is {direction.digest}; each evaluation has a name of its own",
     )
     return told
 

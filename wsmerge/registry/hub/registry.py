@@ -6,23 +6,20 @@ is published under its manifest's own version. The tag `latest` and other tags t
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, NoReturn
 
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.connection import Hub, telling
-from wsmerge.errors import HubError, NotFoundError, UsageError
+from wsmerge.errors import NotFoundError, UsageError
 from wsmerge.registry.catalogue import is_name
 from wsmerge.registry.direction import Direction
 from wsmerge.registry.entries import Entry
 from wsmerge.registry.garbage import GarbageReport
 from wsmerge.registry.history import Event, History, untag_event
 from wsmerge.registry.hub.files import CommitFiles
-from wsmerge.registry.hub.naming import Refs, read_refs
+from wsmerge.registry.hub.naming import Refs, find_refs
 from wsmerge.registry.hub.push import PushOptions, push
 from wsmerge.registry.hub.tagging import move_aliases
 from wsmerge.registry.hub.writing import HeadMovedError
@@ -63,6 +60,7 @@ class HubRegistry(Registry):
 
     def known_names(self) -> tuple[str, ...]:
         """The owner's repositories that hold a direction; sorted."""
+        self.hub.refuse_offline(self.place, hint="unset it; what was pulled already is in the store: wsmerge list")
         with telling(self.owner):
             found = self.hub.api.list_models(author=self.owner, filter=["wsmerge", "direction"])
             return tuple(sorted(model.id for model in found if is_name(model.id)))
@@ -151,14 +149,5 @@ class HubRegistry(Registry):
 
     def _refs(self, name: str) -> Refs:
         """Branches and tags; none where there is no such repository, or no name of one."""
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError  # noqa: PLC0415 - as elsewhere
-
-        if "/" not in check_name(name):
-            return Refs(name, {}, {})
-        try:
-            return read_refs(self.hub, name)
-        except HubError as error:
-            cause = error.__cause__
-            if isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError):
-                return Refs(name, {}, {})
-            raise
+        found = find_refs(self.hub, name) if "/" in check_name(name) else None
+        return found or Refs(name, {}, {})

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.connection import Hub
-from wsmerge.errors import NotFoundError
+from wsmerge.errors import NotFoundError, VerificationError
 from wsmerge.registry.direction import Direction, open_direction
 from wsmerge.registry.hub.files import CommitFiles
 from wsmerge.registry.hub.naming import read_refs, version_in
 from wsmerge.registry.hub.remote_payload import FetchedPayload
+from wsmerge.registry.manifest import Manifest
 from wsmerge.registry.references import HubReference
 
-__all__ = ["RemoteDirection", "open_remote", "pinned_commit"]
+__all__ = ["RemoteDirection", "open_remote", "pinned_commit", "refuse_other_version"]
 
 
 class RemoteDirection(Direction):
@@ -49,11 +50,32 @@ def open_remote(hub: Hub, reference: HubReference, *, ahead: bool = True) -> Rem
         HubError: it is not there, or the Hub is not reached.
         NotFoundError: no such version.
         DirectionError: the repository holds no direction.
+        VerificationError: the tag of a version, and the direction there is another one.
     """
     commit = pinned_commit(hub, reference)
     label = str(reference if reference.revision else HubReference(commit.repo, commit.commit))
     opened = open_direction(CommitFiles(commit, ahead=ahead), label=label)
+    try:
+        refuse_other_version(commit, opened.manifest)
+    except VerificationError:
+        opened.close()
+        raise
     return RemoteDirection(opened, commit, label)
+
+
+def refuse_other_version(commit: RepoCommit, manifest: Manifest) -> None:
+    """Refuse a commit that was found by the tag of a version, and holds another one.
+
+    Raises:
+        VerificationError: it does.
+    """
+    version = version_in(commit.revision or "")
+    if version is not None and str(version) != manifest.version:
+        raise VerificationError(
+            f"the tag says version {version}, and the direction there is version {manifest.version}",
+            where=commit.label,
+            hint="tell the owner of the repository, or name the commit itself",
+        )
 
 
 def pinned_commit(hub: Hub, reference: HubReference) -> RepoCommit:

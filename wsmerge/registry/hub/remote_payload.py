@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsmerge.core.dtypes import F32
 from wsmerge.core.tensors import TensorSpec
-from wsmerge.errors import OutputError, VerificationError
+from wsmerge.errors import DirectionError, OutputError, VerificationError
 from wsmerge.registry.manifest import Manifest
 from wsmerge.registry.payloads import Payload, component_keys
 
@@ -46,12 +46,18 @@ class FetchedPayload(Payload):
         self._places: dict[str, int] = {}
         self._place_lock = Lock()
         self._file: int | None = None
+        self._closed = False
         self._end = 0
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Dtype and shape of each key."""
         return self._payload.specs
+
+    @property
+    def manifest_text(self) -> str | None:
+        """The text of the manifest, where the payload repeats it."""
+        return self._payload.manifest_text
 
     def expect(self, keys: Iterable[str]) -> None:
         """Say that of all arrays only `keys` will be read."""
@@ -64,6 +70,7 @@ class FetchedPayload(Payload):
             VerificationError: its bytes are not those that the manifest names.
             HubError: it cannot be fetched.
             OutputError: there is no room for it.
+            DirectionError: the payload is closed.
         """
         place = self._places.get(key)
         if place is None:
@@ -77,9 +84,11 @@ class FetchedPayload(Payload):
     def close(self) -> None:
         """Close the payload, and let go of what was fetched."""
         self._payload.close()
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        with self._place_lock:
+            self._closed = True
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
 
     def _fetch(self, key: str) -> int:
         """Fetch array `key`, check it, and return where it begins in the file."""
@@ -108,6 +117,8 @@ class FetchedPayload(Payload):
             return place
 
     def _descriptor(self) -> int:
+        if self._closed:
+            raise DirectionError("is closed", where=self._direction)
         if self._file is None:
             try:
                 with tempfile.TemporaryFile(prefix="wsmerge-") as file:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from wsmerge.core.hub.connection import Hub, telling
-from wsmerge.errors import HubError
+from wsmerge.core.hub.connection import Hub, status_of, telling
+from wsmerge.errors import HubError, UsageError
 from wsmerge.registry.hub.naming import read_refs
 from wsmerge.registry.records import Kind
 from wsmerge.registry.search import Wanted
@@ -20,14 +20,16 @@ from wsmerge.registry.search import Wanted
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
-__all__ = ["Found", "search_hub"]
+__all__ = ["FOUND_AT_MOST", "Found", "search_hub"]
+
+FOUND_AT_MOST: Final = 50
+"""Repositories that a search gives, unless it is said otherwise."""
 
 _TAGS: Final = ("wsmerge", "direction")
 _KINDS: Final[tuple[str, ...]] = get_args(Kind)
 _BASE: Final = "base_model:"
 _DATASET: Final = "dataset:"
 _THREADS: Final = 4
-_LIMIT: Final = 50
 _TIMEOUT_S: Final = 10.0
 
 
@@ -52,7 +54,7 @@ class Found:
     downloads: int
 
 
-def search_hub(hub: Hub, wanted: Wanted, *, limit: int = _LIMIT) -> tuple[Found, ...]:
+def search_hub(hub: Hub, wanted: Wanted, *, limit: int = FOUND_AT_MOST) -> tuple[Found, ...]:
     """Directions on the Hub that match `wanted`, at most `limit`, in the Hub's order.
 
     Args:
@@ -62,9 +64,11 @@ def search_hub(hub: Hub, wanted: Wanted, *, limit: int = _LIMIT) -> tuple[Found,
 
     Raises:
         HubError: the Hub is not reached, or not to be asked.
-        UsageError: there is no such kind.
+        UsageError: there is no such kind, or `limit` is not positive.
     """
     wanted.check()
+    if limit < 1:
+        raise UsageError(f"a limit of {limit} finds nothing", hint="give one of 1 or more")
     hub.refuse_offline("search", hint="unset it; the local store is searched all the same")
     _look_for(hub)
     matching: list[Found] = []
@@ -129,7 +133,7 @@ def _with_versions(hub: Hub, found: Found) -> Found:
     try:
         versions: Iterable[Any] = read_refs(hub, found.repo).versions
     except HubError as error:
-        if getattr(getattr(error.__cause__, "response", None), "status_code", None) not in (401, 403, 404):
+        if status_of(error) not in (401, 403, 404):
             raise
         versions = ()
     return replace(found, versions=tuple(map(str, versions)))

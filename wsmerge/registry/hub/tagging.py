@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wsmerge.core.hub.commit import RepoCommit
-from wsmerge.core.hub.connection import Hub, telling
+from wsmerge.core.hub.connection import Hub, status_of, telling
 from wsmerge.errors import ConflictError, HubError, UsageError
 from wsmerge.registry.hub.contents import digest_at
 from wsmerge.registry.hub.naming import Refs, read_refs, short
@@ -46,8 +46,8 @@ def ensure_branch(hub: Hub, repo: str, branch: str, start: str) -> None:
         hub.api.create_branch(repo, branch=branch, revision=start, exist_ok=True)
 
 
-def ensure_tag(hub: Hub, repo: str, tag: Tag) -> None:
-    """Make `tag` where it is missing.
+def ensure_tag(hub: Hub, repo: str, tag: Tag) -> str:
+    """Make `tag` where it is missing, and return the commit that it points to: another, where another writer was first.
 
     Raises:
         ConflictError: it is there, and points to another direction.
@@ -70,6 +70,8 @@ def ensure_tag(hub: Hub, repo: str, tag: Tag) -> None:
                 where=repo,
                 hint=f"versions never change: push this one under another number, or pull that one: {repo}@{tag.name}",
             ) from error
+        return held.commit
+    return tag.commit
 
 
 def move_aliases(hub: Hub, repo: str, aliases: Sequence[str], commit: str) -> None:
@@ -101,21 +103,24 @@ def _moved(hub: Hub, repo: str, alias: str, commit: str, *, last: bool) -> bool:
                 hub.api.delete_tag(repo, tag=alias)
             hub.api.create_tag(repo, tag=alias, revision=commit)
     except HubError as error:
-        meanwhile = getattr(getattr(error.__cause__, "response", None), "status_code", None) in (404, 409)
-        if last or not meanwhile:
+        if last or status_of(error) not in (404, 409):
             raise
         return False
     return True
 
 
 def drop_branch(hub: Hub, repo: str, branch: str) -> None:
-    """Remove `branch`, whose commit has a tag.
+    """Remove `branch`, whose commit has a tag; another process may have done so.
 
     Raises:
         HubError: it cannot be removed.
     """
-    with telling(repo, branch):
-        hub.api.delete_branch(repo, branch=branch)
+    try:
+        with telling(repo, branch):
+            hub.api.delete_branch(repo, branch=branch)
+    except HubError as error:
+        if status_of(error) != 404 or branch in read_refs(hub, repo).branches:
+            raise
 
 
 def _refs_after(hub: Hub, repo: str, failure: HubError) -> Refs:

@@ -17,7 +17,7 @@ from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.connection import Hub, telling
 from wsmerge.errors import ConflictError, HubError, WsmergeError
 from wsmerge.registry.hub.contents import Contents, missing_from, stale_files
-from wsmerge.registry.hub.naming import MAIN, Refs, read_refs, short
+from wsmerge.registry.hub.naming import MAIN, Refs, find_refs, read_refs, short
 
 __all__ = ["Change", "HeadMovedError", "commit_change", "ensure_repo"]
 
@@ -55,19 +55,12 @@ def ensure_repo(hub: Hub, repo: str, *, private: bool) -> Refs:
     Raises:
         HubError: it cannot be read or made.
     """
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError  # noqa: PLC0415 - only pushing needs it
-
-    try:
-        refs = read_refs(hub, repo)
-        return refs if MAIN in refs.branches else _once_made(hub, repo)
-    except HubError as error:
-        missing = isinstance(error.__cause__, RepositoryNotFoundError) and not isinstance(
-            error.__cause__, GatedRepoError
-        )
-        if not missing:
-            raise
-    with telling(repo):
-        hub.api.create_repo(repo, private=private, exist_ok=True)
+    refs = find_refs(hub, repo)
+    if refs is None:
+        with telling(repo):
+            hub.api.create_repo(repo, private=private, exist_ok=True)
+    elif MAIN in refs.branches:
+        return refs
     return _once_made(hub, repo)
 
 

@@ -14,10 +14,7 @@ range.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from wsmerge.errors import NotFoundError, StoreError

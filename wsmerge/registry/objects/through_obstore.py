@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from wsmerge.errors import MissingDependencyError, StoreError
 from wsmerge.registry.objects.interface import Held, Listed, ObjectAbsentError, ObjectChangedError, Tag
+from wsmerge.registry.store_failures import obstore_message
 
 __all__ = ["ObstoreObjects"]
 
@@ -57,7 +58,7 @@ class ObstoreObjects:
             return cls(from_url(address, **options), address.rstrip("/"))
         except (BaseError, ValueError) as error:
             raise StoreError(
-                f"is no store: {_told(error)}", where=address, hint="write s3://bucket/prefix, or a folder"
+                f"is no store: {obstore_message(error)}", where=address, hint="write s3://bucket/prefix, or a folder"
             ) from error
 
     def get(self, key: str) -> Held:
@@ -132,14 +133,14 @@ class ObstoreObjects:
             raise ObjectChangedError("was written by another process", where=where) from error
         except (exceptions.NotSupportedError, NotImplementedError) as error:
             raise StoreError(
-                f"the store cannot do this: {_told(error)}",
+                f"the store cannot do this: {obstore_message(error)}",
                 where=where,
                 hint=_CONDITIONAL,
             ) from error
         except exceptions.BaseError as error:
             refused = type(error).__name__ in _REFUSED
             raise StoreError(
-                f"the store {'refuses' if refused else 'fails'}: {_told(error)}",
+                f"the store {'refuses' if refused else 'fails'}: {obstore_message(error)}",
                 where=where,
                 hint="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do"
                 if refused
@@ -159,8 +160,3 @@ def _import_obstore() -> Any:  # noqa: ANN401 - a module
 
 def _listed(meta: Any) -> Listed:  # noqa: ANN401 - a dictionary of obstore
     return Listed(meta["path"], meta["size"], meta["last_modified"].timestamp())
-
-
-def _told(error: Exception) -> str:
-    """What obstore says, without the dump of its insides that follows."""
-    return " ".join(str(error).partition("\n\nDebug source")[0].split())

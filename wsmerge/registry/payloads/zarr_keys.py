@@ -14,6 +14,7 @@ from zarr.storage import StorePath
 
 from wsmerge.errors import TensorFileError
 from wsmerge.registry.payloads.zarr_stores import ChunkStore
+from wsmerge.registry.store_failures import store_reading
 
 __all__ = ["StoredFile", "clear", "get_bytes", "joined", "list_keys", "put_bytes"]
 
@@ -24,16 +25,17 @@ class StoredFile:
     """The value of a key of a zarr store as a file that is read by range.
 
     Raises:
-        TensorFileError: there is no such key.
+        TensorFileError: there is no such key, or the store cannot be read.
     """
 
     def __init__(self, store: Store, key: str, label: str) -> None:
         self.label = f"{label}: {key}"
         self._store, self._key = store, key
-        try:
-            self.size = sync(store.getsize(key))
-        except FileNotFoundError as error:
-            raise TensorFileError("is missing", where=self.label, hint=_COPY_AGAIN) from error
+        with store_reading(self.label):
+            try:
+                self.size = sync(store.getsize(key))
+            except FileNotFoundError as error:
+                raise TensorFileError("is missing", where=self.label, hint=_COPY_AGAIN) from error
 
     def read_into(self, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes from byte `start` on.
@@ -60,13 +62,18 @@ def joined(path: str, name: str) -> str:
 
 
 def get_bytes(store: Store, key: str) -> bytes | None:
-    """The value of `key`, None where there is none. A store that is not open yet is opened."""
+    """The value of `key`, None where there is none. A store that is not open yet is opened.
+
+    Raises:
+        TensorFileError: the store cannot be read.
+    """
 
     async def get() -> Buffer | None:
         await StorePath.open(store, "")
         return await store.get(key, default_buffer_prototype())
 
-    found = sync(get())
+    with store_reading(f"{store}: {key}"):
+        found = sync(get())
     return None if found is None else found.to_bytes()
 
 
@@ -82,10 +89,15 @@ def clear(store: Store, path: str) -> None:
 
 
 def list_keys(store: Store, path: str) -> list[str]:
-    """Every key in folder `path` and below it, sorted, as seen from there."""
+    """Every key in folder `path` and below it, sorted, as seen from there.
+
+    Raises:
+        TensorFileError: the store cannot be read.
+    """
     prefix = f"{path}/" if path else ""
 
     async def collect() -> list[str]:
         return sorted([key.removeprefix(prefix) async for key in store.list_prefix(prefix)])
 
-    return sync(collect())
+    with store_reading(f"{store}: {path}"):
+        return sync(collect())

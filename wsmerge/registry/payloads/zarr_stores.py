@@ -17,6 +17,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from wsmerge.core.ranges import RangeFile, read_range
 from wsmerge.errors import TensorFileError
 from wsmerge.registry.files import ArtifactFiles
+from wsmerge.registry.store_failures import store_reading
 
 __all__ = ["ChunkStore", "FilesStore"]
 
@@ -187,12 +188,11 @@ class ChunkStore(_ReadOnlyStore):
             yield key
 
     async def _get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer:
-        try:
+        where = f"{self.label}: {key}"
+        with store_reading(where):
             found = await self.store.get(key, prototype, byte_range)
-        except OSError as error:
-            raise TensorFileError(f"cannot be read: {error.strerror or error}", where=f"{self.label}: {key}") from error
         if found is None:
-            raise TensorFileError("is missing", where=f"{self.label}: {key}", hint=_COPY_AGAIN)
+            raise TensorFileError("is missing", where=where, hint=_COPY_AGAIN)
         return found
 
 

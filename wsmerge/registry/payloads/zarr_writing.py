@@ -24,6 +24,7 @@ from wsmerge.registry.payloads.zarr_layout import (
 )
 from wsmerge.registry.payloads.zarr_metadata import encode_metadata, with_manifest
 from wsmerge.registry.records import ComponentRecord, TensorRecord
+from wsmerge.registry.store_failures import store_writing
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -55,7 +56,8 @@ def write_zarr_payload(
         codec: how chunks are packed; see `zarr_codecs`.
 
     Raises:
-        OutputError: there is a zarr group already, or the store refuses.
+        OutputError: there is a zarr group already, or the store cannot be written.
+        TensorFileError: the store cannot be read.
         UsageError: no such codec; `MissingDependencyError` where it is not installed.
     """
     from wsmerge.registry.payloads.zarr_keys import get_bytes, joined, put_bytes  # noqa: PLC0415 - imports zarr
@@ -65,15 +67,13 @@ def write_zarr_payload(
     if get_bytes(store, place) is not None:
         raise OutputError("is there already", where=f"{store}: {place}", hint="choose another place, or remove it")
     members: dict[str, Any] = {}
-    try:
+    with store_writing(f"{store}: {path}"):
         with quiet_codecs():
             for row in rows:
                 for part in row.components:
                     name = array_name(f"{row.name}.{part.component}")
                     members[name] = _write_array(store, joined(path, name), _Filling(row, part, fill), codec)
         put_bytes(store, place, encode_metadata(_group(members, manifest)))
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror or error}", where=f"{store}: {path}") from error
 
 
 class _Filling:
