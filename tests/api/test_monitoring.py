@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.builders import llama_shapes, make_adapter, make_checkpoint, random_tensors
+from tests.oracles.sampling import estimated
 from tests.oracles.similarity import dense_of, naive_auroc, reference
 from tests.sources import random_direction
 from tests.steering.similarity.made import directions, fine_tune, make_base, published, subtracted
@@ -14,10 +15,13 @@ from wsmerge.api.monitoring import MonitorOptions, checkpoints_of, monitor, simi
 from wsmerge.engine.adapter import Adapter
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.errors import BaseMismatchError, CheckpointError, OutputError, UsageError
-from wsmerge.registry import Store
+from wsmerge.registry import Store, open_direction_folder
+from wsmerge.registry.convert import convert_direction
+from wsmerge.steering.similarity import partial, rows
 from wsmerge.steering.similarity.monitoring import MEASURES
 from wsmerge.steering.similarity.plot import plot_monitor
 from wsmerge.steering.similarity.report import RunLabel
+from wsmerge.steering.similarity.rows import Sample, rows_of
 
 SHAPES = llama_shapes()
 FACTORED = {name: shape for name, shape in SHAPES.items() if "_proj" in name}
@@ -214,6 +218,94 @@ def test_files(tmp_path, base, made):
         plot_monitor(report, tmp_path / "out.nothing")
     with pytest.raises(OutputError):
         report.write_csv(tmp_path / "missing" / "out.csv")
+
+
+def wider():
+    """Tensors of which a sample leaves something out."""
+    return llama_shapes(hidden=96, inner=130, vocab=203)
+
+
+@pytest.fixture
+def wide(tmp_path, monkeypatch):
+    """A base whose tensors are many runs of rows, and a low-rank and a dense direction over it."""
+    monkeypatch.setattr(rows, "RUN_ELEMENTS", 1)
+    base = make_checkpoint(tmp_path / "wide", random_tensors(wider()))
+    some = {name: shape for name, shape in wider().items() if "mlp" in name or "embed" in name}
+    given = [
+        random_direction(wider(), rank=6, seed=1, label="low-rank"),
+        random_direction(some, rank=None, label="some"),
+    ]
+    return base, given, [published(tmp_path / f"wide-{item.label}", item, base) for item in given]
+
+
+def as_zarr(made, folder):
+    with open_direction_folder(made) as direction, convert_direction(direction, folder, "zarr"):
+        return folder
+
+
+@pytest.mark.parametrize("call_bytes", [1, 1 << 15])  # rows of `b` alone, and `b` whole
+@pytest.mark.parametrize("form", ["safetensors", "zarr"])
+def test_a_sample_of_files(tmp_path, monkeypatch, wide, form, call_bytes):
+    monkeypatch.setattr(partial, "_CALL_BYTES", call_bytes)
+    base, given, made = wide
+    if form == "zarr":
+        made = [as_zarr(item, tmp_path / f"zarr-{item.name}") for item in made]
+    tuned = [fine_tune(base, tmp_path / f"checkpoint-{seed}", seed=seed) for seed in (1, 2)]
+    report = monitor(base, made, tuned, options=MonitorOptions(sample=0.1, seed=4))
+    drawn = {name: rows_of(name, shape, Sample(0.1, 4)) for name, shape in wider().items()}
+    assert not all(item.whole for item in drawn.values())
+    for item, path in zip(report.checked, tuned, strict=True):
+        for reading, direction in zip(item.readings, given, strict=True):
+            for scope, keep in (("all", bool), ("layer model.layers.1", lambda name: ".layers.1." in name)):
+                found = reading.scopes.named()[scope]
+                deltas = {name: delta for name, delta in dense_of(direction).items() if keep(name)}
+                kept = {name: item for name, item in drawn.items() if keep(name)}
+                wanted = estimated(subtracted(base, path), deltas, kept)
+                for figure in ("cosine", "projection", "update_norm"):
+                    assert getattr(found, figure) == pytest.approx(wanted[figure], rel=1e-4, abs=1e-6)
+                    error = getattr(found.errors, figure)
+                    assert error == pytest.approx(wanted[f"{figure}_error"], rel=1e-3)
+
+
+def test_what_a_sampled_report_says(tmp_path, wide):
+    base, _, made = wide
+    tuned = fine_tune(base, tmp_path / "checkpoint-3")
+    exact, all_rows, some = (
+        monitor(base, made, [tuned], options=MonitorOptions(sample=share, seed=1)) for share in (None, 1.0, 0.1)
+    )
+    for one, other in zip(exact.rows(), all_rows.rows(), strict=True):
+        assert {key: other[key] for key in one} == one
+        assert {other[key] for key in other.keys() - one.keys()} <= {0, 1.0, None}
+    told = some.to_dict()
+    assert (told["estimate"], told["sample"]) == (True, {"share": 0.1, "seed": 1})
+    assert "estimate" not in exact.to_dict()
+    errors = some.checked[0].readings[0].scopes.whole.errors
+    assert errors is not None
+    figures = told["checkpoints"][0]["readings"][0]["all"]
+    assert {key: value for key, value in figures.items() if key.endswith("_standard_error")} == {
+        "cosine_standard_error": errors.cosine,
+        "projection_standard_error": errors.projection,
+        "update_norm_standard_error": errors.update_norm,
+    }
+    some.write_csv(tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert (row["sample"], row["cosine_standard_error"]) == ("0.1", repr(errors.cosine))
+    plot_monitor(some, tmp_path / "out.png")
+    json.dumps(told, allow_nan=False)
+
+
+def test_samples_that_cannot_be(tmp_path, wide):
+    base, _, made = wide
+    names = {name: shape for name, shape in wider().items() if "_proj" in name}
+    adapter = make_adapter(tmp_path / "adapter", names)
+    with pytest.raises(UsageError, match="nothing to sample"):
+        monitor(base, made[:1], [adapter], options=MonitorOptions(sample=0.1))
+    found = monitor(base, made, [adapter], options=MonitorOptions(sample=0.1)).checked[0].readings
+    assert [reading.standard_error("cosine") == 0 for reading in found] == [True, False]
+    for share in (0.0, 1.5):
+        with pytest.raises(UsageError, match="share above 0"):
+            monitor(base, made, [base], options=MonitorOptions(sample=share))
 
 
 def test_similarity_of_directions_and_updates(tmp_path, base, made):

@@ -7,7 +7,8 @@ import pytest
 
 from tests.oracles.similarity import dense_of
 from tests.steering.similarity.made import directions, fine_tune, make_base, published
-from wsmerge.api.monitoring import monitor, similarity
+from wsmerge.api.monitoring import MonitorOptions, monitor, similarity
+from wsmerge.steering.similarity import rows
 
 
 @pytest.fixture
@@ -69,6 +70,33 @@ def test_a_folder_of_a_run_and_the_threshold(tmp_path, wsmerge, base, made, runs
     assert [item["value"] for item in json.loads(by_json.out)["passed"]] == [cosines[2]]
 
 
+def test_a_sample(tmp_path, wsmerge, monkeypatch, base, made, runs):
+    monkeypatch.setattr(rows, "RUN_ELEMENTS", 1)
+    arguments = ["monitor", "--base", base, "--direction", made[0], "--sample", 0.3, "--seed", 2, *runs]
+    files = ["--by", "module", "--csv", tmp_path / "out.csv", "--plot", tmp_path / "out.svg"]
+    done = wsmerge(*arguments, *files)
+    assert done.code == 0, done.err
+    assert "estimated from 0.3 of the rows" in done.out
+    assert done.out.count("standard error") == 3
+    wanted = monitor(base, made[:1], runs, options=MonitorOptions(sample=0.3, seed=2))
+    first = wanted.checked[0].readings[0].scopes.whole
+    assert first.errors is not None
+    assert f"{first.errors.cosine:.4g}" in done.out
+    assert "cosine_standard_error" in (tmp_path / "out.csv").read_text()
+    report = json.loads(wsmerge(*arguments, "--json").out)
+    assert (report["estimate"], report["sample"]) == (True, {"share": 0.3, "seed": 2})
+    assert report["checkpoints"][0]["readings"][0]["all"]["cosine_standard_error"] == first.errors.cosine
+    passed = wsmerge(*arguments, "--threshold", wanted.checked[2].readings[0].scopes.whole.cosine)
+    assert passed.code == 4
+    assert "is estimated as" in passed.err
+
+
+def test_exact_output_says_nothing_of_samples(tmp_path, wsmerge, base, made, runs):
+    arguments = ["monitor", "--base", base, "--direction", made[0], *runs, "--csv", tmp_path / "out.csv"]
+    told = wsmerge(*arguments).out + wsmerge(*arguments, "--json").out + (tmp_path / "out.csv").read_text()
+    assert not any(word in told for word in ("estimate", "sample", "error"))
+
+
 def test_labels_from_a_file_and_from_options(tmp_path, wsmerge, base, made, runs):
     clean = fine_tune(base, tmp_path / "clean", seed=77)
     labels = tmp_path / "labels.csv"
@@ -99,7 +127,15 @@ def test_labels_that_say_nothing(tmp_path, wsmerge, base, made, text, told):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--measure", "angle"], ["--by", "head"], ["--null", "-1"], ["--labels", "missing.csv"]]
+    "wrong",
+    [
+        ["--measure", "angle"],
+        ["--by", "head"],
+        ["--null", "-1"],
+        ["--labels", "missing.csv"],
+        ["--sample", "0"],
+        ["--sample", "2"],
+    ],
 )
 def test_wrong_options(wsmerge, base, made, runs, wrong):
     assert wsmerge("monitor", "--base", base, "--direction", made[0], *wrong, runs[0]).code == 2

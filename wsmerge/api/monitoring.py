@@ -18,6 +18,7 @@ from wsmerge.registry import Direction, Registry, open_registry
 from wsmerge.steering.similarity.matrix import SimilarityMatrix, similarity_matrix
 from wsmerge.steering.similarity.monitoring import Measure, Question, compare
 from wsmerge.steering.similarity.report import Checked, MonitorReport, RunLabel, step_of
+from wsmerge.steering.similarity.rows import Sample
 from wsmerge.steering.similarity.update import BaseBlocks, Update
 
 if TYPE_CHECKING:
@@ -49,10 +50,12 @@ class MonitorOptions:
         labels: checkpoints, as they are given to `monitor`, of runs that are known to be contaminated or clean.
         null_draws: random directions of the same spectrum to draw for each direction. Each costs as much as a direction;
             without any the band is computed exactly but for its shape, which is taken to be normal.
-        seed: of the draws.
+        seed: of the draws, and of the sample.
         measure: what the threshold and the AUROC are taken of.
         threshold: a reading of a watched direction at or above it counts as passed.
         threads: tensors in work at once; None for the number of cores.
+        sample: the share of the rows of every tensor that is read, above 0 and at most 1: results are then estimates with
+            standard errors. The same rows are read at every checkpoint. None for exact results.
     """
 
     controls: Sequence[ReferenceLike] = ()
@@ -62,6 +65,7 @@ class MonitorOptions:
     measure: Measure = "cosine"
     threshold: float | None = None
     threads: int | None = None
+    sample: float | None = None
 
 
 def monitor(
@@ -76,7 +80,8 @@ def monitor(
     """Compare what training runs changed with directions, in one pass over each checkpoint.
 
     An update is checkpoint minus base, or a PEFT LoRA adapter in its factors. All of it is read by blocks; memory does
-    not grow with the model.
+    not grow with the model. With `options.sample` only a share of the rows is read, results are estimates, and factors and
+    rows that are left out are not seen to be whole and finite.
 
     Args:
         base: the checkpoint that training began with: a folder, or a Hub id.
@@ -90,7 +95,8 @@ def monitor(
     Raises:
         BaseMismatchError: checkpoints or directions that do not fit the base; every tensor.
         NonFiniteError: weights or deltas that are NaN or infinite.
-        UsageError: nothing to compare, or a direction given twice.
+        UsageError: nothing to compare, a direction given twice, or a sample of adapters and low-rank directions alone,
+            which are compared in their factors.
     """
     options = options or MonitorOptions()
     names = [name for given in checkpoints for name in checkpoints_of(given)]
@@ -105,7 +111,7 @@ def monitor(
         updates = [
             stack.enter_context(Update(place, blocks, label=name)) for name, place in zip(names, places, strict=True)
         ]
-        question = Question(watched, controls, options.null_draws, options.seed, options.threads)
+        question = Question(watched, controls, options.null_draws, options.seed, options.threads, options.sample)
         shapes = {name: spec.shape for name, spec in checkpoint.specs.items() if name not in checkpoint.tied}
         found = compare(updates, question, shapes, checkpoint.tied, progress)
         base_label = checkpoint.label
@@ -113,7 +119,8 @@ def monitor(
         Checked(name, step_of(Path(name)), _label(name, options), readings)
         for name, readings in zip(names, found, strict=True)
     )
-    return MonitorReport(base_label, checked, options.measure, options.threshold, (*watched, *controls))
+    sample = None if options.sample is None else Sample(options.sample, options.seed)
+    return MonitorReport(base_label, checked, options.measure, options.threshold, (*watched, *controls), sample)
 
 
 def similarity(
@@ -175,6 +182,8 @@ def _check_question(directions: Sequence[ReferenceLike], names: Sequence[str], o
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError("a checkpoint is given twice", where=twice, hint="give each once")
+    if options.sample is not None:
+        Sample(options.sample, options.seed).check()
     if options.null_draws < 0 or options.seed < 0:
         raise UsageError("the number of random directions and their seed are 0 or more")
     unknown = sorted(set(options.labels) - set(names) - {str(Path(name)) for name in names})

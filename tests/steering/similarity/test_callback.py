@@ -13,10 +13,11 @@ from tests.peft_adapters import quietly
 from tests.sources import MemoryDirection, identity, random_direction
 from tests.steering.similarity.made import published
 from tests.steering.tiny import save_tiny_base, tiny_model
-from wsmerge.api.monitoring import SimilarityCallback, monitor
+from wsmerge.api.monitoring import MonitorOptions, SimilarityCallback, monitor
 from wsmerge.core.deltas import DenseDelta
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.errors import AdapterError, BaseMismatchError, UsageError
+from wsmerge.steering.similarity import rows
 
 SHAPES = {name: tuple(value.shape) for name, value in tiny_model().named_parameters()}
 ROWS = [
@@ -174,6 +175,36 @@ def test_resumed_training_needs_its_base(tmp_path, low_rank):
     update = {name: value - values_of(tiny_model())[name] for name, value in values_of(model).items()}
     wanted = reference(update, dense_direction(low_rank), SHAPES)
     assert callback.history[-1][1][0].scopes.whole.cosine == pytest.approx(wanted["cosine"], abs=1e-6)
+
+
+def test_a_sample_of_the_rows_at_every_step(tmp_path, monkeypatch, low_rank):
+    """The same rows as `monitor` reads of the checkpoints that were saved."""
+    monkeypatch.setattr(rows, "RUN_ELEMENTS", 1)
+    base = save_tiny_base(tmp_path / "base")
+    made = published(tmp_path / "direction", low_rank, base)
+    model, keeping, callback = tiny_model(), Keeping(), SimilarityCallback([made], sample=0.2)
+    running = trainer(model, tmp_path / "run")
+    running.add_callback(keeping)
+    callback.attach(running)
+    running.train()
+    report = monitor(base, [made], [tmp_path / "run"], options=MonitorOptions(sample=0.2))
+    logged = [logs for _, logs in keeping.logs if "similarity/norm" in logs]
+    for (_, readings), item, logs in zip(callback.history, report.checked, logged, strict=True):
+        live, saved = readings[0].scopes.whole, item.readings[0].scopes.whole
+        assert live.cosine == pytest.approx(saved.cosine, rel=1e-5)
+        error = readings[0].standard_error("cosine") or 0.0
+        assert error == pytest.approx(item.readings[0].standard_error("cosine"), rel=1e-4)
+        assert logs[f"similarity/{readings[0].direction}/cosine_standard_error"] == error > 0
+
+
+def test_a_sample_of_factors_alone(tmp_path, low_rank):
+    with pytest.raises(UsageError, match="share above 0"):
+        SimilarityCallback([low_rank], sample=0)
+    model = quietly(get_peft_model, tiny_model(), LoraConfig(r=4, target_modules=["q_proj"]))
+    running = trainer(model, tmp_path)
+    running.add_callback(SimilarityCallback([low_rank], sample=0.2))
+    with pytest.raises(UsageError, match="nothing to sample"):
+        running.train()
 
 
 def test_what_cannot_be_watched(tmp_path, low_rank):

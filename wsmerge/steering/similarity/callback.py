@@ -16,6 +16,7 @@ from wsmerge.errors import UsageError
 from wsmerge.registry import Registry, open_reference, open_registry
 from wsmerge.steering.similarity.live import LiveUpdate
 from wsmerge.steering.similarity.monitoring import Measure, Question, Reading, compare
+from wsmerge.steering.similarity.rows import Sample
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -42,6 +43,9 @@ class SimilarityCallback(TrainerCallback):
         measure: what is compared with the threshold.
         prefix: what the names of logged values begin with.
         store: where references are looked up.
+        sample: the share of the rows of every parameter that is compared, above 0 and at most 1, the same rows at every
+            step: values are then estimates, the threshold is compared with them, and the standard error of each cosine is
+            logged as `PREFIX/DIRECTION/cosine_standard_error`. None for all of them.
 
     Attributes:
         history: step and readings, in order.
@@ -57,11 +61,15 @@ class SimilarityCallback(TrainerCallback):
         measure: Measure = "cosine",
         prefix: str = "similarity",
         store: Registry | None = None,
+        sample: float | None = None,
     ) -> None:
         if not directions:
             raise UsageError("no direction to compare with", hint="name at least one direction")
         self.history: list[tuple[int, tuple[Reading, ...]]] = []
         self.passed: tuple[str, float] | None = None
+        if sample is not None:
+            Sample(sample).check()
+        self._sample = sample
         self._given = tuple(directions)
         self._base = base
         self._threshold, self._measure, self._prefix = threshold, measure, prefix
@@ -134,7 +142,8 @@ class SimilarityCallback(TrainerCallback):
         if update is None:  # an evaluation outside training
             return
         if not (self.history and self.history[-1][0] == state.global_step):
-            readings = compare([update], Question(self._sources), update.all_shapes, update.tied)[0]
+            question = Question(self._sources, sample=self._sample)
+            readings = compare([update], question, update.all_shapes, update.tied)[0]
             self.history.append((state.global_step, readings))
             self._log(state, readings)
             self._judge(readings)
@@ -153,6 +162,7 @@ class SimilarityCallback(TrainerCallback):
             told = {
                 "cosine": reading.scopes.whole.cosine,
                 "projection": reading.scopes.whole.projection,
+                "cosine_standard_error": reading.standard_error("cosine"),
                 "cosine_without_embeddings": reading.scopes.without_embeddings.cosine,
             }
             head = f"{self._prefix}/{reading.direction}"

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsmerge.core.layers import layer_position, module_of
-from wsmerge.steering.similarity.products import Gram
+from wsmerge.steering.similarity.products import Gram, Variances
 
-__all__ = ["NO_LAYER", "Alignment", "Groups", "Scopes", "is_embedding", "scopes_of"]
+__all__ = ["NO_LAYER", "Alignment", "Groups", "Scopes", "StandardErrors", "is_embedding", "scopes_of"]
 
 NO_LAYER: Final = "(no layer)"
 """The layer of embeddings, the final norm and the like."""
@@ -39,6 +39,20 @@ def is_embedding(name: str) -> bool:
     return layer_position(name) is None and not _EMBEDDINGS.isdisjoint(name.split("."))
 
 
+class StandardErrors(NamedTuple):
+    """How far estimates lie from the exact values, as one standard deviation over samples.
+
+    Attributes:
+        cosine: of the cosine; None where there is none.
+        projection: of the projection; None where there is none.
+        update_norm: of |u|.
+    """
+
+    cosine: float | None
+    projection: float | None
+    update_norm: float
+
+
 class Alignment(NamedTuple):
     """How the update u lies to the direction w, over one set of tensors.
 
@@ -48,12 +62,14 @@ class Alignment(NamedTuple):
         direction_norm: |w|.
         null_std: standard deviation of the cosine over directions with w's spectrum in every tensor and random
             orthogonal factors; its mean is 0.
+        errors: of estimates from a sample of rows; None where everything is exact. `direction_norm` is exact always.
     """
 
     inner: float
     update_norm: float
     direction_norm: float
     null_std: float
+    errors: StandardErrors | None = None
 
     @property
     def cosine(self) -> float | None:
@@ -148,4 +164,19 @@ def _alignment(gram: Gram, mask: NDArray[np.bool_], update: int, direction: int)
     # <u, U S V^T> over random orthogonal U and V has mean 0 and variance |u|^2 |S|^2 / (rows * columns), tensor by tensor.
     null = math.sqrt(math.fsum(own * other / np.maximum(gram.numels[mask], 1)))
     product = norms[0] * norms[1]
-    return Alignment(math.fsum(gram.values[mask, update, direction]), *norms, null / product if product else 0.0)
+    found = Alignment(math.fsum(gram.values[mask, update, direction]), *norms, null / product if product else 0.0)
+    return found._replace(errors=_errors(gram.variances, mask, (update, direction), found)) if gram.variances else found
+
+
+def _errors(variances: Variances, mask: NDArray[np.bool_], pair: tuple[int, int], found: Alignment) -> StandardErrors:
+    """By the first derivatives of cosine, projection and norm after <u, w> and <u, u>; tensors are drawn independently."""
+    inner, across = (math.fsum(item[mask, *pair]) for item in variances[:2])
+    square = math.fsum(variances.square[mask, pair[0]])
+    u, w = found.update_norm**2, found.direction_norm**2
+    slope = found.inner / (2 * u) if u else 0.0
+    of_cosine = inner - 2 * slope * across + slope**2 * square
+    return StandardErrors(
+        math.sqrt(max(0.0, of_cosine) / (u * w)) if u and w else None,
+        math.sqrt(max(0.0, inner)) / w if w else None,
+        math.sqrt(square / (4 * u)) if u else 0.0,
+    )

@@ -10,9 +10,11 @@ from typing import Final, Literal, NamedTuple, get_args
 import numpy as np
 
 from wsmerge.core.tensors import DeltaSource
+from wsmerge.steering.similarity.estimates import estimated_products
 from wsmerge.steering.similarity.groups import Alignment, Groups, Scopes, scopes_of
 from wsmerge.steering.similarity.nulls import NullDirection
-from wsmerge.steering.similarity.products import inner_products
+from wsmerge.steering.similarity.products import Gram, inner_products
+from wsmerge.steering.similarity.rows import Sample
 from wsmerge.steering.similarity.vectors import Vector, lay_over
 
 __all__ = ["MEASURES", "Band", "Measure", "Question", "Reading", "compare", "value_of"]
@@ -73,10 +75,19 @@ class Reading:
         """The value of `measure`; None where it is not defined."""
         return value_of(self.scopes, measure)
 
+    def standard_error(self, measure: Measure) -> float | None:
+        """The standard error of `measure`; None where it is exact or not defined."""
+        errors = _scope_of(self.scopes, measure).errors
+        if errors is None:
+            return None
+        return dict(zip(("cosine", "projection", "norm"), errors, strict=True))[measure.partition("-")[0]]
+
     def band(self, *, embeddings: bool = True) -> Band:
         """The band of cosines that mean nothing: of the drawn directions, else by the exact standard deviation.
 
-        Without draws the quantiles are those of a normal distribution, which sums over many tensors are close to.
+        Without draws the quantiles are those of a normal distribution, which sums over many tensors are close to. Of a
+        sample, drawn cosines are estimated over the rows that are read, so that the band holds the error of estimates too;
+        without draws it is that of exact cosines, and the standard error comes on top of it.
         """
         drawn = self.drawn if embeddings else self.drawn_without_embeddings
         if drawn:
@@ -89,7 +100,7 @@ class Reading:
 
 def value_of(scopes: Scopes, measure: Measure) -> float | None:
     """The value of `measure`; None where it is not defined."""
-    where: Alignment = scopes.without_embeddings if measure.endswith("-without-embeddings") else scopes.whole
+    where = _scope_of(scopes, measure)
     match measure.partition("-")[0]:
         case "cosine":
             return where.cosine
@@ -97,6 +108,10 @@ def value_of(scopes: Scopes, measure: Measure) -> float | None:
             return where.projection
         case _:
             return where.update_norm
+
+
+def _scope_of(scopes: Scopes, measure: Measure) -> Alignment:
+    return scopes.without_embeddings if measure.endswith("-without-embeddings") else scopes.whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +122,9 @@ class Question:
         directions: those that are watched for.
         controls: those that stand for comparison only.
         null_draws: random directions to draw for each of `directions`. Each costs as much as a direction.
-        seed: of the draws.
+        seed: of the draws, and of the sample.
         threads: tensors in work at once; None for the number of cores.
+        sample: the share of the rows of every tensor that is read, for estimates; None for all of them.
     """
 
     directions: Sequence[DeltaSource]
@@ -116,6 +132,7 @@ class Question:
     null_draws: int = 0
     seed: int = 0
     threads: int | None = None
+    sample: float | None = None
 
 
 def compare(
@@ -137,6 +154,7 @@ def compare(
     Raises:
         BaseMismatchError: directions that do not fit the base; every tensor.
         NonFiniteError: weights or deltas that are NaN or infinite.
+        UsageError: a share that is none, or updates and directions of which nothing would be sampled.
     """
     draws = [
         NullDirection(source, seed=question.seed, draw=draw)
@@ -163,9 +181,7 @@ def _pass(
 ) -> list[tuple[Reading, ...]]:
     vectors = [*rows, *columns]
     first = len(rows)
-    pairs = {(row, column) for row in range(first) for column in range(first, len(vectors))}
-    pairs |= {(number, number) for number in range(len(vectors))}
-    gram = inner_products(vectors, pairs, threads=question.threads, progress=progress)
+    gram = _products(vectors, first, question, progress)
     groups = Groups(gram.names)
     watched, shown = len(question.directions), len(question.directions) + len(question.controls)
 
@@ -182,3 +198,14 @@ def _pass(
         return Reading(columns[place].label, place >= watched, scopes, whole, without)
 
     return [tuple(reading(row, place) for place in range(shown)) for row in range(first)]
+
+
+def _products(
+    vectors: Sequence[Vector], updates: int, question: Question, progress: Callable[[int, int], None]
+) -> Gram:
+    if question.sample is not None:
+        sample = Sample(question.sample, question.seed)
+        return estimated_products(vectors, updates, sample, threads=question.threads, progress=progress)
+    pairs = {(row, column) for row in range(updates) for column in range(updates, len(vectors))}
+    pairs |= {(number, number) for number in range(len(vectors))}
+    return inner_products(vectors, pairs, threads=question.threads, progress=progress)

@@ -37,10 +37,13 @@ class NullDirection:
         source: the direction whose spectrum it has.
         seed: of all draws.
         draw: which of the draws.
+
+    Attributes:
+        source: as given.
     """
 
     def __init__(self, source: DeltaSource, *, seed: int, draw: int) -> None:
-        self._source = source
+        self.source = source
         self._key = (seed, draw)
         self._scales: dict[str, float] = {}
         self._lock = Lock()
@@ -50,21 +53,21 @@ class NullDirection:
     @property
     def base(self) -> BaseIdentity:
         """The base of the direction."""
-        return self._source.base
+        return self.source.base
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes of the direction."""
-        return self._source.shapes
+        return self.source.shapes
 
     def rank(self, name: str) -> int | None:
         """Rank of the factors, at most the smaller side of the tensor; None for a dense delta."""
-        rank = self._source.rank(name)
+        rank = self.source.rank(name)
         return None if rank is None else min(rank, *self.shapes[name])
 
     def low_rank(self, name: str) -> LowRankDelta:
         """Random orthogonal factors with the singular values of the direction's delta, float32."""
-        values = _singular_values(self._source.low_rank(name))
+        values = _singular_values(self.source.low_rank(name))
         generator = self._generator(name)
         left, right = (_orthogonal(generator, side, values.size) for side in self.shapes[name])
         return LowRankDelta((left * values).astype(np.float32), np.ascontiguousarray(right.T, np.float32))
@@ -87,7 +90,7 @@ class NullDirection:
                 numel = math.prod(self.shapes[name])
                 for cell, start in enumerate(range(0, numel, _CELL)):
                     count = min(_CELL, numel - start)
-                    own = delta_values(self._source, name, start, count)
+                    own = delta_values(self.source, name, start, count)
                     values = self._generator(name, cell).standard_normal(_CELL)[:count]
                     wanted += float(own @ own)
                     drawn += float(values @ values)
@@ -95,7 +98,7 @@ class NullDirection:
             return self._scales[name]
 
     def _generator(self, name: str, cell: int = 0) -> np.random.Generator:
-        told = f"{self._source.label} {self._source.digest} {name}"  # directions alike must not get draws alike
+        told = f"{self.source.label} {self.source.digest} {name}"  # directions alike must not get draws alike
         word = int.from_bytes(sha256(told.encode()).digest()[:8], "little")
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._key, word, cell])))
 

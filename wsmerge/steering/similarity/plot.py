@@ -47,16 +47,24 @@ def _draw(axes: Axes, report: MonitorReport) -> None:
         label = f"{first.direction} (control)" if first.control else first.direction
         heights = [float("nan") if value is None else value for value in values]
         axes.plot(places, heights, marker="o", label=label, color=colour, linestyle=line)
+        if report.sample is not None:
+            spreads = [2 * (reading.standard_error(report.measure) or 0.0) for reading in readings]
+            axes.errorbar(places, heights, yerr=spreads, color=colour, linestyle="none", capsize=3)
         if not first.control and report.measure.startswith("cosine"):
             _draw_band(axes, places, readings, number, embeddings=report.measure == "cosine")
     if report.threshold is not None:
         axes.axhline(report.threshold, color="black", linewidth=1, linestyle=":", label="threshold")
     if not stepped:
         axes.set_xticks(places, [Path(item.name).name for item in order], rotation=30, ha="right", fontsize=7)
-    axes.set(xlabel="step" if stepped else "checkpoint", ylabel=report.measure.replace("-", " "))
+    axes.set(xlabel="step" if stepped else "checkpoint", ylabel=_measured(report))
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend(fontsize=8)
+
+
+def _measured(report: MonitorReport) -> str:
+    name = report.measure.replace("-", " ")
+    return name if report.sample is None else f"{name}, estimated, with two standard errors"
 
 
 def _draw_band(axes: Axes, places: list[float], readings: list[Reading], number: int, *, embeddings: bool) -> None:

@@ -12,12 +12,10 @@ thread, whatever the size of the model.
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,20 +24,32 @@ from wsmerge.core.deltas import LowRankDelta
 from wsmerge.engine.kernels import load_kernels
 from wsmerge.errors import NonFiniteError, Problems
 from wsmerge.steering.similarity.factors import Stack, in_groups, inner_of_factors
+from wsmerge.steering.similarity.parallel import Progress, by_tensor
 from wsmerge.steering.similarity.vectors import Vector
 
-__all__ = ["BLOCK_ELEMENTS", "Gram", "Pair", "inner_products"]
+__all__ = ["BLOCK_ELEMENTS", "Gram", "Pair", "TensorProducts", "Variances", "check_finite", "inner_products"]
 
 BLOCK_ELEMENTS: Final = 1 << 19
 """Elements of a dense delta that are worked on at once: 2 MB of float32."""
-
-Progress = Callable[[int, int], None]
-"""Called with elements done and elements in all."""
 
 Pair = tuple[int, int]
 """Two vectors by their numbers, the lower one first."""
 
 Float64 = NDArray[np.float64]
+
+
+class Variances(NamedTuple):
+    """How much estimated products of updates u with directions w vary from one sample to another.
+
+    Attributes:
+        inner: of <u, w>: (tensors x) updates x vectors.
+        inner_with_square: covariance of <u, w> and <u, u>, likewise.
+        square: of <u, u>: (tensors x) updates.
+    """
+
+    inner: Float64
+    inner_with_square: Float64
+    square: Float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,11 +60,13 @@ class Gram:
         names: the tensors that any vector has.
         numels: elements of each, float64.
         values: tensors x vectors x vectors, symmetric; 0 where a vector has no delta, and for pairs not asked for.
+        variances: of estimates; None where all products are exact.
     """
 
     names: tuple[str, ...]
     numels: Float64
     values: Float64
+    variances: Variances | None = None
 
 
 def inner_products(
@@ -71,35 +83,19 @@ def inner_products(
     Raises:
         NonFiniteError: products that are NaN or infinite, with the tensors that hold such values.
     """
-    from threadpoolctl import threadpool_limits  # noqa: PLC0415 - looks through the loaded libraries
-
-    sizes = {name: math.prod(shape) for vector in vectors for name, shape in vector.shapes.items()}
-    names = tuple(sizes)
-    values = np.zeros((len(names), len(vectors), len(vectors)))
-    work = _Work(vectors, frozenset(pairs))
-    order = sorted(range(len(names)), key=lambda number: -sizes[names[number]])
-    done, total = 0, sum(sizes.values())
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads or _cores()) as pool:
-        running = {pool.submit(work.tensor, names[number]): number for number in order}
-        try:
-            for future in as_completed(running):
-                number = running[future]
-                values[number] = future.result()
-                done += sizes[names[number]]
-                if progress is not None:
-                    progress(done, total)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    _check_finite(vectors, names, values)
-    return Gram(names, np.array([sizes[name] for name in names], np.float64), values)
+    work = TensorProducts(vectors, frozenset(pairs))
+    names, numels, found = by_tensor(vectors, work.tensor, threads=threads, progress=progress)
+    values = np.stack(found) if found else np.zeros((0, len(vectors), len(vectors)))
+    check_finite(vectors, names, values)
+    return Gram(names, numels, values)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def check_finite(vectors: Sequence[Vector], names: Sequence[str], values: Float64) -> None:
+    """Refuse products (tensors x vectors x vectors) that are NaN or infinite.
 
-
-def _check_finite(vectors: Sequence[Vector], names: Sequence[str], values: Float64) -> None:
+    Raises:
+        NonFiniteError: with the tensors and vectors that hold such values.
+    """
     problems = Problems()
     for number in np.flatnonzero(~np.isfinite(values).all(axis=(1, 2))).tolist():
         wrong = ~np.isfinite(values[number])
@@ -113,7 +109,7 @@ def _check_finite(vectors: Sequence[Vector], names: Sequence[str], values: Float
     )
 
 
-class _Work:
+class TensorProducts:
     """The products of one tensor after another; threads share it, each with buffers of its own."""
 
     def __init__(self, vectors: Sequence[Vector], pairs: frozenset[Pair]) -> None:

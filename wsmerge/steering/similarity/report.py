@@ -14,6 +14,7 @@ from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.similarity.auroc import auroc
 from wsmerge.steering.similarity.groups import Alignment
 from wsmerge.steering.similarity.monitoring import Measure, Reading
+from wsmerge.steering.similarity.rows import Sample
 
 __all__ = ["Checked", "MonitorReport", "Passed", "RunLabel", "step_of"]
 
@@ -23,6 +24,9 @@ _STEP: Final = re.compile(r"(?:^|[-_.])(?:checkpoint|step|iter|epoch)s?[-_]?(?P<
 _COLUMNS: Final = (
     *("checkpoint", "step", "label", "direction", "control", "scope", "cosine", "projection", "inner"),
     *("update_norm", "direction_norm", "null_std", "z"),
+)
+_ESTIMATE_COLUMNS: Final = (
+    *("sample", "cosine_standard_error", "projection_standard_error", "update_norm_standard_error"),
 )
 
 
@@ -67,6 +71,7 @@ class MonitorReport:
         measure: what the threshold and the AUROC are taken of.
         threshold: the value from which a reading counts as passed.
         sources: the directions and controls, closed.
+        sample: which rows were read, where values are estimates; None where they are exact.
     """
 
     base: str
@@ -74,6 +79,7 @@ class MonitorReport:
     measure: Measure = "cosine"
     threshold: float | None = None
     sources: tuple[DeltaSource, ...] = ()
+    sample: Sample | None = None
 
     @property
     def passed(self) -> tuple[Passed, ...]:
@@ -123,13 +129,14 @@ class MonitorReport:
         return scores
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row for each checkpoint, direction and scope."""
+        """One row for each checkpoint, direction and scope; of estimates with the share that was read."""
+        share = {} if self.sample is None else {"sample": self.sample.share}
         for item in self.checked:
             for reading in item.readings:
                 for scope, found in reading.scopes.named().items():
                     head = {"checkpoint": item.name, "step": item.step, "label": item.label}
                     told = {"direction": reading.direction, "control": reading.control, "scope": scope}
-                    yield head | told | _figures(found)
+                    yield head | told | share | _figures(found)
 
     def write_csv(self, path: Path) -> None:
         """Write `rows` as CSV.
@@ -139,7 +146,7 @@ class MonitorReport:
         """
         try:
             with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, _COLUMNS)
+                writer = csv.DictWriter(file, _COLUMNS if self.sample is None else (*_COLUMNS, *_ESTIMATE_COLUMNS))
                 writer.writeheader()
                 writer.writerows(self.rows())
         except OSError as error:
@@ -151,6 +158,7 @@ class MonitorReport:
             "base": self.base,
             "measure": self.measure,
             "threshold": self.threshold,
+            **({} if self.sample is None else {"estimate": True, "sample": self.sample._asdict()}),
             "directions": {source.label: source.digest for source in self.sources},
             "checkpoints": [
                 {
@@ -189,4 +197,5 @@ def _figures(found: Alignment) -> dict[str, float | None]:
         "direction_norm": found.direction_norm,
         "null_std": found.null_std,
         "z": found.z,
+        **{f"{name}_standard_error": error for name, error in (found.errors._asdict() if found.errors else {}).items()},
     }
