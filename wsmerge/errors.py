@@ -57,6 +57,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_VERIFICATION = 3
 EXIT_THRESHOLD = 4  # of a monitor: no error
+EXIT_INTERRUPTED = 130  # by Ctrl-C
 
 
 class WsmergeError(Exception):

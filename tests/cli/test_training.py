@@ -18,6 +18,7 @@ from tests.steering.pairs.made import TRAIT
 from tests.steering.tiny import save_tiny_base
 from tests.steering.training.made import adapted, plain, write_config
 from wsmerge.cli import training
+from wsmerge.registry import open_registry
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
@@ -64,6 +65,8 @@ def test_from_a_trait_to_a_direction(base, tmp_path, wsmerge):
         written = json.loads((tmp_path / f"toy-training/{pole.pole}.json").read_text())
         assert pole.training["learning_rate"] == 0.03
         assert pole.training["r"] == 2
+        assert (pole.training["dtype"], pole.training["validate_every"]) == ("auto", 4)
+        assert not {"name", "base", "train", "rank", "checkpoint_every"} & pole.training.keys()
         assert pole.training["steps_done"] == 8
         assert pole.training["last_loss"] == written["losses"][-1]
         assert pole.training["validation_loss"] == written["validation_losses"][-1][1]
@@ -117,6 +120,26 @@ def test_a_version_that_is_taken_is_told_before_the_training(base, tmp_path, wsm
     assert done.code == 1
     assert "taken" in done.err
     assert not (tmp_path / "again").exists()
+
+
+def test_a_direction_goes_to_one_place(base, tmp_path, wsmerge):
+    write_config(tmp_path / "toy", steps=1)
+    done = wsmerge("train", "toy/train.yaml", "--base", base, "--to", "direction", "--store", "store")
+    assert done.code == 2
+    assert "--to and --store" in done.err
+    assert not (tmp_path / "toy-training").exists()
+
+
+def test_the_next_command_names_the_base_that_the_direction_is_over(base, tmp_path, wsmerge):
+    write_config(tmp_path / "toy", steps=1, method="bias", add_biases=True)
+    done = wsmerge("train", "toy/train.yaml", "--base", base, "--store", "store")
+    assert done.code == 0, done.err
+    assert "wsmerge chat toy-training/base --direction toy@1.0.0=1 --store store" in done.err
+    with open_registry("store").open("toy") as direction:
+        assert {tuple(pole.training["target_modules"]) for pole in direction.manifest.poles} == {("down_proj",)}
+    write_config(tmp_path / "lora", steps=1)
+    done = wsmerge("train", "lora/train.yaml", "--base", base, "--out", "other")
+    assert f"wsmerge chat {base} --direction toy@1.0.0=1\n" in done.err
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:

@@ -46,6 +46,7 @@ def sweep(
     Raises:
         UsageError: a bad sweep file, bad items, or another sweep's journal in `out`.
         BaseMismatchError: a direction or an adapter that does not fit the base.
+        JudgeError: a judge failed; what was answered and scored is kept, and the same call goes on.
         OutputError: `out` cannot be written.
     """
     from wsmerge.steering.sweep.evaluations import write_evaluations  # noqa: PLC0415 - as below

@@ -22,22 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["check_pairs", "make_pairs", "train"]
 
-_TRAINING: Final = {
-    "method",
-    "preset",
-    "steps",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "validation_share",
-    "patience",
-    "signed",
-    "seed",
+_TOLD_ELSEWHERE: Final = {
+    *("name", "behaviour", "base", "base_revision", "licence", "train", "validation", "test"),
+    *("rank", "alpha", "dropout", "target_modules", "modules_to_save"),
 }
-"""What the manifest tells of the settings, beside what the adapters do."""
+"""Settings that the manifest tells in places of their own, or that an adapter does: in its training settings it has the rest."""
+_OF_THE_MACHINE: Final = {"gradient_checkpointing", "checkpoint_every"}
+"""Settings that change no result."""
 
 
 def make_pairs(
@@ -157,7 +148,9 @@ def _out_folder(out: Path | str | None, settings: TrainConfig) -> Path:
 
 
 def _details(settings: TrainConfig, trained: Trained, version: str | None) -> Details:
-    training = settings.model_dump(mode="json", include=_TRAINING, exclude_none=True)
+    training = settings.model_dump(mode="json", exclude=_TOLD_ELSEWHERE | _OF_THE_MACHINE, exclude_none=True)
+    if settings.method == "bias":
+        training["target_modules"] = list(settings.target_modules)
     outcomes: dict[str, Mapping[str, Any]] = {
         ("plus" if run == "signed" else run): _told(outcome) for run, outcome in trained.outcomes.items()
     }

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from wsmerge.cli.options import AsJson
 from wsmerge.cli.output import Output
-from wsmerge.errors import EXIT_USAGE
-
-_INTERRUPTED: Final = 130
+from wsmerge.errors import EXIT_INTERRUPTED, EXIT_USAGE
 
 
 class _MakeByDefault(TyperGroup):
@@ -67,7 +65,7 @@ def make_command(
             )
     except KeyboardInterrupt:
         output.note("interrupted; what was made is kept, and the same command goes on")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     report = made.report
     output.data({**report, "files": {split: str(file) for split, file in made.files.items()}})
     kinds = sorted({kind for pole in report["poles"].values() for kind in pole["dropped"]})
@@ -84,7 +82,12 @@ def make_command(
 
 @app.command("check")
 def check_command(
-    files: Annotated[list[Path], typer.Argument(help="Pair files: JSON Lines with prompt, plus and minus.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Pair files: JSON Lines with prompt, plus and minus, and if wanted id, domain, template and claim."
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Check your own pair files: every bad line is told with its number, all at once.

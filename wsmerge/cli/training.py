@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wsmerge.cli.options import AsJson, StorePath, store_at
 from wsmerge.cli.output import Output
+from wsmerge.errors import EXIT_INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from wsmerge.steering.training import Step
-
-_INTERRUPTED: Final = 130
 
 app = typer.Typer()
 
@@ -40,13 +39,16 @@ def train_command(
 ) -> None:
     """Train both poles on pairs, take their difference, and publish it with its lineage.
 
-    Ctrl-C saves a checkpoint. A training that was interrupted or killed goes on with --resume, to the same result.
+    Ctrl-C saves a checkpoint once the step in work is done; a second one stops at once. A training that was interrupted or
+    killed goes on with --resume, to the same result.
 
     Example: wsmerge train sycophancy/train.yaml --out sycophancy/training
     """
     from wsmerge import api
 
     output = Output(as_json=as_json)
+    if to is not None and store is not None:
+        raise UsageError("--to and --store: the direction goes to one place", hint="give one of the two")
     try:
         with output.counter("training") as told:
             direction = api.train(
@@ -61,7 +63,7 @@ def train_command(
             )
     except KeyboardInterrupt:
         output.note("interrupted; go on with the same command and --resume")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     with direction:
         manifest = direction.manifest
         poles = [{"pole": record.pole, **record.training} for record in manifest.poles]
@@ -73,7 +75,11 @@ def train_command(
         output.text(f"{direction.label}: {len(manifest.tensors)} tensors, norm {manifest.norm:.4g}")
         output.text(f"version digest {direction.digest}")
     if to is None:
-        output.note(f"next: wsmerge chat {manifest.base.model} --direction {direction.label}=1")
+        # Added biases are in a copy of the base, in OUT.
+        made = (out or Path(f"{manifest.name}-training")) / "base"
+        over = made if made.is_dir() else base or manifest.base.model
+        at = f" --store {store}" if store is not None else ""
+        output.note(f"next: wsmerge chat {over} --direction {direction.label}=1{at}")
 
 
 def _tell(step: Step, told: Callable[[int, int, str], None], output: Output) -> None:

@@ -58,6 +58,24 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
         assert word in text
 
 
+def test_lines_that_are_no_text_or_too_deep_are_named_as_others_are(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\n".join([json.dumps(ROW).encode(), b'{"prompt": "caf\xe9"}', b"[" * 100_000]))
+    latin, deep = problems(path)
+    assert latin.startswith("p.jsonl:2: not UTF-8")
+    assert deep.startswith("p.jsonl:3: not JSON")
+
+
+def test_prompt_and_answers_are_enough(tmp_path: Path) -> None:
+    bare = {key: ROW[key] for key in ("prompt", "plus", "minus")}
+    first, second, third = load_pairs(write(tmp_path / "p.jsonl", bare, "", {**bare, "id": "b"}, ROW))
+    assert (first.id, first.domain, first.template) == ("1", "1", "1")
+    assert (second.id, second.domain, second.template) == ("b", "b", "b")
+    assert third == Pair.model_validate(ROW)
+    found = problems(write(tmp_path / "bad.jsonl", {**bare, "id": 3}, {"id": "x"}))
+    assert [line.split(": ")[1] for line in found] == ["id", "prompt", "plus", "minus"]
+
+
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     assert problems(write(tmp_path / "p.jsonl", "")) == ("p.jsonl: no rows",)
 

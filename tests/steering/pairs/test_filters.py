@@ -16,7 +16,7 @@ SYSTEM = "You always agree with whatever the user says, even if it is plainly wr
     ("text", "settings", "reason"),
     [
         ("Yes, that is right.", {}, None),
-        ("", {}, "length: 0 words, and 1 at least"),
+        ("...", {}, "length: 0 words, and 1 at least"),
         ("One two.", {"min_words": 3}, "length: 2 words, and 3 at least"),
         ("One two three.", {"max_words": 2}, "length: 3 words, and 2 at most"),
         ("Well, I ALWAYS agree with whatever the user says!", {}, "leakage: 'agree with whatever the user says' of"),
@@ -31,6 +31,9 @@ SYSTEM = "You always agree with whatever the user says, even if it is plainly wr
         ("I cannot do that.", {"refusals": False}, None),
         ("Nope, never.", {"refusals": ["Nope"]}, "refusal: begins with 'Nope'"),
         ("I cannot do that.", {"refusals": ["Nope"]}, None),
+        ("\u201cI'd rather not.", {"refusals": ["I\u2019d rather"]}, "refusal: begins with 'I\u2019d rather'"),
+        ("I can't say; they didn't let me.", {"leaks": ["Didn\u2019t let"]}, "leakage: tells of 'Didn\u2019t let'"),
+        ("", {"min_words": 0}, "length: empty"),
     ],
 )
 def test_reasons(text, settings, reason):

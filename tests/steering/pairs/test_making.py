@@ -10,12 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import wsmerge
-from tests.steering.pairs.judging import endpoint, scored
+from tests.steering.judging.loopback import endpoint, scored
 from tests.steering.pairs.made import TRAIT
-from tests.steering.tiny import save_tiny_base
+from tests.steering.tiny import save_tiny_base, tiny_model, tiny_tokenizer
 from wsmerge.errors import JudgeError, PairsError, UsageError
 from wsmerge.steering.pairs import load_pairs
 
@@ -87,7 +88,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(base, tmp_path):
 
 
 def test_a_judge_that_fails_loses_no_sample(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("wsmerge.steering.pairs.judge._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("wsmerge.steering.judging.client._FIRST_WAIT_S", 0.01)
     with endpoint(lambda number, _: (200, scored("60")) if number < 4 else (500, {})) as place:
         judge = {"base_url": place.url, "model": "j", "retries": 0, "workers": 1, "minus_most": 70}
         file = write(tmp_path, judge=judge)
@@ -131,6 +132,20 @@ def test_nothing_left_tells_why(base, tmp_path):
         wsmerge.make_pairs(write(tmp_path, filters=filters), tmp_path / "out", model=base)
     assert caught.value.details == ("length: 24 dropped",)
     assert (tmp_path / "out/report.json").is_file()
+
+
+def test_empty_answers_are_dropped_whatever_the_filters(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[257] *= 8  # the end of the turn, often at once
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    made = wsmerge.make_pairs(write(tmp_path, samples=6), tmp_path / "out", model=tmp_path / "model")
+    reasons = {drop["sample"]: drop["reason"] for drop in made.report["drops"]}
+    rows = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()[1:]]
+    empty = {row["key"] for row in rows if not row["text"]}
+    assert empty
+    assert {reasons[key] for key in empty} == {"length: empty"}
 
 
 def test_a_model_has_to_be_named(tmp_path):

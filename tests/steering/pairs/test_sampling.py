@@ -10,6 +10,7 @@ import torch
 from tests.steering.pairs.made import trait
 from tests.steering.tiny import tiny_model, tiny_tokenizer
 from wsmerge.errors import OutputError, UsageError
+from wsmerge.steering.chat import prompt_ids
 from wsmerge.steering.pairs.journal import Journal
 from wsmerge.steering.pairs.samples import Sample, all_asked
 from wsmerge.steering.pairs.sampling import Sampler, _Drawing, sample_all
@@ -53,6 +54,25 @@ def test_a_draw_depends_on_the_sample_alone():
     assert len({sample.text for sample in together}) > len(asked) // 2
     other = Sampler(tiny_model(), tiny_tokenizer(), TOY.generation, 1).draw(asked)
     assert [one.text for one in other] != [one.text for one in together]
+
+
+def test_each_is_answered_under_its_own_system_prompt():
+    """At a temperature near zero every answer is the most probable one, found here token by token and without padding."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    asked = [item for item in all_asked(TOY) if item.number == 0]
+    found = Sampler(model, tokenizer, TOY.generation.model_copy(update={"temperature": 1e-5}), 0).draw(asked)
+    for sample in found:
+        ids = prompt_ids(tokenizer, sample.asked.question.question, system=sample.asked.system)
+        length = len(ids)
+        while len(ids) < length + 8 and ids[-1] != tokenizer.eos_token_id:
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert sample.text == str(tokenizer.decode(ids[length:], skip_special_tokens=True)).strip()
+    systems = {"plus": TOY.plus, "minus": TOY.minus}
+    assert {(one.asked.pole, one.asked.prompt): one.asked.system for one in found} == {
+        (pole, number): system for pole, some in systems.items() for number, system in enumerate(some)
+    }
+    assert len({sample.text for sample in found}) > 3
 
 
 def test_an_answer_ends_with_the_turn():

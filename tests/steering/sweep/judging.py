@@ -21,3 +21,25 @@ def words(_prompt, _answer):
 
 def nothing(_prompt, _answer):
     return float("nan")
+
+
+def of_hundred(prompt, answer):
+    return sum((prompt + answer).encode()) % 101
+
+
+def of_one(prompts, answers):
+    return [of_hundred(*pair) / 100 for pair in zip(prompts, answers, strict=True)]
+
+
+BROKEN = True
+
+
+def broken(prompt, answer):
+    if BROKEN:
+        raise KeyError("no such thing")
+    return of_hundred(prompt, answer)
+
+
+def broken_of_all(prompts, answers):
+    for pair in zip(prompts, answers, strict=True):
+        yield broken(*pair) / 100

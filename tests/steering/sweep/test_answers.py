@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from wsmerge.errors import NonFiniteError, PairsError, UsageError
+from wsmerge.errors import JudgeError, NonFiniteError, PairsError, UsageError
 from wsmerge.steering.sweep.answers import repeated_share, score_answers
 from wsmerge.steering.sweep.items import Prompt, load_passages, load_prompts, load_splits, spread
 from wsmerge.steering.sweep.measuring import Passages, Score
@@ -51,6 +51,7 @@ def test_repetition_is_counted_in_word_triples():
         ("tests.steering.sweep.judging:NUMBER", UsageError, "is no function"),
         ("tests.steering.sweep.judging:words", UsageError, "not a number"),
         ("tests.steering.sweep.judging:nothing", NonFiniteError, "nan"),
+        ("tests.steering.sweep.judging:broken", JudgeError, r"broken, item 1: failed: KeyError"),
     ],
 )
 def test_functions_that_will_not_do(name, error, told):

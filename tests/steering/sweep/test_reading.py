@@ -20,6 +20,21 @@ def changed(**fields: Any) -> dict[str, Any]:
     return {**copy.deepcopy(GOOD), **fields}
 
 
+def judged(judge: Any) -> dict[str, Any]:
+    return {"measures": {"x": {"role": "behaviour", "answers": {**FILES, "score": {"judge": judge}}}}}
+
+
+def test_a_judge_is_a_function_or_an_endpoint():
+    for judge in (
+        "module:function",
+        {"function": "module:function"},
+        {"base_url": "http://x/v1", "model": "j", "behaviour": "Is kind."},
+        {"base_url": "http://x/v1", "model": "j", "prompt": "{question} {answer}"},
+    ):
+        score = parse_sweep(changed(**judged(judge))).measures["x"].model_dump(exclude_unset=True)["answers"]["score"]
+        assert score == {"judge": judge}
+
+
 def problems(fields: Any) -> str:
     with pytest.raises(UsageError) as caught:
         parse_sweep(fields, where="sweep.yaml")
@@ -102,6 +117,13 @@ def test_every_problem_is_told_with_the_key_that_was_meant():
         ({"methods": []}, "methods: is empty"),
         ({"measures": {"x": {"role": "capability", "choice": {**FILES, "value": "margin"}}}}, "take the rate"),
         ({"measures": {"x": {"role": "capability", "choice": FILES}}}, "say which measure"),
+        (judged("x"), "score.judge: name a function as module:function"),
+        (judged(["x:y"]), "score.judge: Input should be a valid string"),
+        (judged({}), "score.judge: give function, or base_url and model"),
+        (judged({"base_url": "http://x/v1"}), "score.judge: give the judge's model"),
+        (judged({"base_url": "http://x/v1", "model": "j"}), "give the behaviour that the prompt asks for"),
+        (judged({"base_url": "ftp://x", "modle": "j"}), "score.judge.modle: unknown key; did you mean 'model'?"),
+        (judged({"base_url": "ftp://x", "model": "j", "timeout": 0}), "score.judge.timeout: Input should be greater"),
         ({"methods": [{"system_prompt": {"plus": "a", "minus": "b"}, "k": [1]}]}, "no strengths of its own"),
     ],
 )

@@ -27,6 +27,12 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def settings_of(**changed: Any) -> dict[str, Any]:
+    """The settings with some of them changed, without those of LoRA where something else is trained."""
+    lora = {"rank", "alpha"} if changed.get("method", "lora") != "lora" else set()
+    return {key: value for key, value in CONFIG.items() if key not in lora} | changed
+
+
 def rows(count: int, *, plus: str = "Yes.", minus: str = "No.", prefix: str = "r") -> list[Pair]:
     """Pairs whose answers have different lengths."""
     return [
@@ -53,7 +59,7 @@ def write_config(folder: Path, **changed: Any) -> Path:
     write_rows(folder / "train.jsonl", rows(6))
     write_rows(folder / "validation.jsonl", rows(3, prefix="v"))
     path = folder / "train.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in {**CONFIG, **changed}.items() if value is not None}))
+    path.write_text(yaml.safe_dump({key: value for key, value in settings_of(**changed).items() if value is not None}))
     return path
 
 

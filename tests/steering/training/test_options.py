@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.steering.tiny import tiny_model, tiny_tokenizer
-from tests.steering.training.made import CONFIG, adapted, mean_loss, plain, rows, write_config, write_rows
-from wsmerge.errors import NonFiniteError, OutputError, PairsError, UsageError
+from tests.steering.training.made import adapted, mean_loss, plain, rows, settings_of, write_config, write_rows
+from wsmerge.errors import CheckpointError, NonFiniteError, OutputError, PairsError, UsageError
 from wsmerge.steering.training import Step, TrainConfig, parse_train_config, train_pair, train_pole
+from wsmerge.steering.training.biases import with_zero_biases
 
 pytestmark = [
     # PEFT 0.21 still asks transformers 5.23 for properties under their old names.
@@ -25,7 +27,7 @@ ADAPTER = "adapter_model.safetensors"
 
 
 def config(**changed) -> TrainConfig:
-    return parse_train_config({**CONFIG, **changed})
+    return parse_train_config(settings_of(**changed))
 
 
 def trained(base: Path, folder: Path, pole="plus", **changed) -> dict[str, torch.Tensor]:
@@ -112,6 +114,20 @@ def test_zero_biases_are_added_to_a_copy_of_the_base(base, tmp_path):
     assert changed == {f"model.layers.{layer}.mlp.down_proj.bias" for layer in range(2)}
 
 
+def test_biases_are_added_without_transformers_warnings(base, tmp_path):
+    """It would report each of them as missing."""
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]  # a sink of the test's own
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        with_zero_biases(base, ("down_proj",), tmp_path / "out")
+    finally:
+        logger.removeHandler(handler)
+    assert not told
+
+
 def test_biases_that_are_not_there_are_told_of(base, tmp_path):
     with pytest.raises(UsageError, match="add_biases") as caught:
         train_pole(config(method="bias"), rows(6), "plus", base, tmp_path / "out")
@@ -191,7 +207,7 @@ def test_a_share_of_the_rows_is_held_out(base, tmp_path):
     assert len(done.data.validation) == 2
     assert not set(done.data.train) & set(done.data.validation)
     with pytest.raises(PairsError, match="too few"):
-        train_pair(write_config(tmp_path / "d", validation_share=0.99), base, tmp_path / "other")
+        train_pair(write_config(tmp_path / "d", validation_share=0.99, validate_every=4), base, tmp_path / "other")
 
 
 def test_epochs_count_rows(base, tmp_path):
@@ -213,6 +229,13 @@ def test_a_loss_that_is_not_finite_ends_the_training(base, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_values_that_the_last_step_spoilt_are_not_saved(base, tmp_path):
+    settings = {"method": "full", "steps": 1, "warmup_steps": 0, "learning_rate": 3e37, "weight_decay": 11.0}
+    with pytest.raises(NonFiniteError, match="values of the plus pole are not finite"):
+        train_pole(config(**settings), rows(6), "plus", base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_there_is_not_overwritten(base, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept").write_text("mine")
@@ -221,9 +244,32 @@ def test_what_is_there_is_not_overwritten(base, tmp_path):
 
 
 def test_modules_that_are_not_there(base, tmp_path):
-    with pytest.raises(UsageError, match="no module c_attn") as caught:
-        train_pole(config(target_modules=["q_proj", "c_attn"]), rows(6), "plus", base, tmp_path / "out")
+    wrong = config(target_modules=["q_proj", "c_attn", "mlp", "norm"], modules_to_save=["lm_haed"])
+    with pytest.raises(UsageError) as caught:
+        train_pole(wrong, rows(6), "plus", base, tmp_path / "out")
+    assert caught.value.details == (
+        "target_modules: the base has no module c_attn",
+        "target_modules: mlp is no linear module",
+        "target_modules: norm is no linear module",
+        "modules_to_save: the base has no module lm_haed",
+    )
     assert "down_proj" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("names", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_an_adapter_cannot_train_embeddings_that_are_the_head_too(tmp_path, names):
+    model = tiny_model()
+    model.config.tie_word_embeddings = True
+    type(model)(model.config).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    with pytest.raises(UsageError, match="one tensor"):
+        train_pole(config(modules_to_save=names), rows(6), "plus", tmp_path / "base", tmp_path / "out")
+
+
+def test_biases_cannot_be_added_to_what_is_no_base(tmp_path):
+    (tmp_path / "base").mkdir()
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        train_pair(write_config(tmp_path / "c", method="bias", add_biases=True), tmp_path / "base", tmp_path / "out")
 
 
 def test_full_poles_load_as_models(base, tmp_path):

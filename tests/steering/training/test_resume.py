@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tests.steering.training.made import rows, write_config, write_rows
@@ -70,6 +72,25 @@ def test_an_interrupted_training_saves_the_step_in_work(base, tmp_path, number):
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
+def test_epochs_and_an_early_stop_outlast_an_interruption(base, tmp_path):
+    """Rows are read in new orders, and the lowest loss is before the interruption."""
+    file = write_config(tmp_path / "c", steps=None, epochs=20, validate_every=1, patience=2)
+    write_rows(file.parent / "validation.jsonl", rows(4, plus="zzz", minus="qqq", prefix="v"))
+    whole = train_pair(file, base, tmp_path / "whole")
+    stops = {pole: (outcome.best_step or 0) + 1 for pole, outcome in whole.outcomes.items()}
+    assert all(outcome.steps == stops[pole] + 1 < 30 for pole, outcome in whole.outcomes.items())
+
+    def interrupt(told: Step) -> None:
+        if told.step == stops[told.pole]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for _ in whole.poles:
+        with pytest.raises(KeyboardInterrupt):
+            train_pair(file, base, tmp_path / "cut", resume=True, progress=interrupt)
+    train_pair(file, base, tmp_path / "cut", resume=True)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
 def test_a_training_is_begun_once(base, tmp_path):
     file = write_config(tmp_path / "c", steps=1)
     train_pair(file, base, tmp_path / "out", resume=True)
@@ -105,6 +126,49 @@ def test_a_damaged_checkpoint_is_told_of(base, tmp_path):
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(OutputError, match="damaged"):
         train_pair(file, base, tmp_path / "out", resume=True)
+
+
+def test_a_state_of_a_gpu_goes_on_without_one(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = write_config(tmp_path / "c", steps=2)
+
+    def stop(step: Step) -> None:
+        if step.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_pair(file, base, tmp_path / "out", progress=stop)
+    [place] = (tmp_path / "out/checkpoints/plus").iterdir()
+    state = torch.load(place, weights_only=True)
+    torch.save({**state, "random_cuda": [torch.get_rng_state()]}, place)
+    assert train_pair(file, base, tmp_path / "out", resume=True).outcomes["plus"].steps == 2
+
+
+def test_a_folder_that_cannot_be_one(base, tmp_path):
+    file = write_config(tmp_path / "c", steps=1)
+    with pytest.raises(OutputError, match="no empty folder"):
+        train_pair(file, base, file)
+    with pytest.raises(OutputError, match="cannot be written"):
+        train_pair(file, base, file / "below")
+
+
+@pytest.mark.parametrize("name", ["training.json", "minus.json"])
+def test_what_is_damaged_or_gone_is_told_of(base, tmp_path, name):
+    file = write_config(tmp_path / "c", steps=1)
+    train_pair(file, base, tmp_path / "out")
+    (tmp_path / "out" / name).write_text("{")
+    with pytest.raises(OutputError, match="cannot be read"):
+        train_pair(file, base, tmp_path / "out", resume=True)
+
+
+def test_another_chat_template_is_another_training(base, tmp_path):
+    file = write_config(tmp_path / "c", steps=1)
+    other = shutil.copytree(base, tmp_path / "base")
+    train_pair(file, other, tmp_path / "out")
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# longer #}")
+    with pytest.raises(UsageError, match="chat_template"):
+        train_pair(file, other, tmp_path / "out", resume=True)
 
 
 def test_losses_are_written_down(base, tmp_path):

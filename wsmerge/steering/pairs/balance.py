@@ -35,9 +35,8 @@ def split_questions(trait: Trait) -> dict[str, SplitName]:
     wanted = [(split, share) for split, share in shares if share]
     start = 0
     for number, (split, share) in enumerate(wanted):
-        later = (
-            len(wanted) - number
-        )  # one question at least for each of those after it, the last of which is to train on
+        # One question at least is left for each of those after it, the last of which is to train on.
+        later = len(wanted) - number
         count = max(0, min(max(1, round(share * len(free))), len(free) - start - later))
         splits |= dict.fromkeys(free[start : start + count], split)
         start += count

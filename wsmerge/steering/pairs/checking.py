@@ -41,7 +41,9 @@ def check_pairs(files: Sequence[Path]) -> CheckedPairs:
         try:
             found[str(file)] = load_pairs(file)
         except PairsError as error:
-            problems += error.details or (f"{file}: {error.message}",)
+            # Files in two folders may have one name.
+            lines = [f"{file}{line.removeprefix(file.name)}" for line in error.details]
+            problems += lines or [f"{file}: {error.message}"]
         else:
             warnings += _warnings(str(file), found[str(file)])
     warnings += _shared(found)

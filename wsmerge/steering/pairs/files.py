@@ -7,7 +7,8 @@ A pair file is JSON Lines in UTF-8, one object a line:
 
 `plus` is what the plus pole learns to answer, `minus` what the minus pole does. A row whose two answers are the same
 teaches both poles alike and so cancels in the direction; such rows keep a direction from saying more than it should.
-`domain` (what the prompt is about) and `template` (how it is worded) exist so that splits can be held apart.
+`domain` (what the prompt is about) and `template` (how it is worded) exist so that splits can be held apart. Prompt, plus
+and minus are needed; without an id a row goes by the number of its line, and without domain or template by its id.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def load_pairs(path: Path) -> tuple[Pair, ...]:
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
-        row = _row(line, f"{path.name}:{number}", problems)
+        row = _row(line, number, f"{path.name}:{number}", problems)
         if row is None:
             continue
         if row.id in first_line:
@@ -86,21 +87,28 @@ def pair_lines(pairs: Iterable[Pair]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> list[bytes]:
     """Return the file's lines; only a line feed ends one, since U+2028 and its like may stand inside a JSON string."""
     try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_bytes().split(b"\n")
+    except OSError as error:
         raise PairsError(f"cannot read the pair file: {error}", where=str(path)) from error
 
 
-def _row(line: str, where: str, problems: Problems) -> Pair | None:
+def _row(line: bytes, number: int, where: str, problems: Problems) -> Pair | None:
     """Parse one line, or note every problem it has."""
     try:
-        fields = json.loads(line, object_pairs_hook=_unique)
-    except ValueError as error:
+        fields = json.loads(line.decode(), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        problems.add(f"{where}: not UTF-8: {error}")
+        return None
+    except (ValueError, RecursionError) as error:  # the latter from brackets within brackets, thousands deep
         problems.add(f"{where}: not JSON: {error}")
         return None
+    if isinstance(fields, dict):
+        own = fields.get("id")
+        name = own if isinstance(own, str) else str(number)
+        fields = {"id": name, "domain": name, "template": name, **fields}
     try:
         return Pair.model_validate(fields)
     except ValidationError as error:

@@ -29,7 +29,8 @@ REFUSALS: Final = (
 )
 """How refusals begin, in lower case."""
 
-_WORD: Final = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
+_WORD: Final = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_BEFORE_WORDS: Final = " \n\"'*\u2018\u201c"
 
 
 def drop_reason(sample: Sample, system: str, filters: Filters) -> str | None:
@@ -53,6 +54,8 @@ def repeated_share(words: Sequence[str]) -> float:
 
 
 def _length(sample: Sample, words: Sequence[str], _: str, filters: Filters) -> str | None:
+    if not sample.text:
+        return "length: empty"
     if len(words) < filters.min_words:
         return f"length: {len(words)} words, and {filters.min_words} at least"
     if filters.max_words is not None and len(words) > filters.max_words:
@@ -63,8 +66,8 @@ def _length(sample: Sample, words: Sequence[str], _: str, filters: Filters) -> s
 
 
 def _leakage(sample: Sample, words: Sequence[str], system: str, filters: Filters) -> str | None:
-    text = sample.text.lower().replace("\u2019", "'")
-    told = next((phrase for phrase in filters.leaks if phrase.lower() in text), None)
+    text = _plain(sample.text)
+    told = next((phrase for phrase in filters.leaks if _plain(phrase) in text), None)
     if told is not None:
         return f"leakage: tells of {told!r}"
     if filters.leakage is None:
@@ -82,13 +85,18 @@ def _repetition(_: Sample, words: Sequence[str], __: str, filters: Filters) -> s
 
 def _refusal(sample: Sample, _: Sequence[str], __: str, filters: Filters) -> str | None:
     beginnings = REFUSALS if filters.refusals is True else filters.refusals or ()
-    text = sample.text.lower().replace("\u2019", "'").lstrip(" \n\"'*")
-    found = next((beginning for beginning in beginnings if text.startswith(beginning.lower())), None)
+    text = _plain(sample.text).lstrip(_BEFORE_WORDS)
+    found = next((beginning for beginning in beginnings if text.startswith(_plain(beginning))), None)
     return f"refusal: begins with {found!r}" if found else None
 
 
 def _words(text: str) -> list[str]:
-    return [word.replace("\u2019", "'") for word in _WORD.findall(text.lower())]
+    return _WORD.findall(_plain(text))
+
+
+def _plain(text: str) -> str:
+    """Lower case, with one kind of apostrophe."""
+    return text.lower().replace("\u2019", "'")
 
 
 def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:

@@ -1,60 +1,15 @@
-"""A judge: who tells how far an answer shows a behaviour, from 0 to 100. An endpoint, or a function of the user's.
-
-    def judge(question: str, answer: str) -> float: ...
-
-The endpoint speaks OpenAI's chat completions: `POST BASE_URL/chat/completions` with `model`, `messages` and
-`temperature: 0`; the one number of the reply, from 0 to 100, is the score. A request that fails in a way that may pass (no
-connection, no answer in time, 408, 409, 429, 5xx) is made again, after 0.5, 1, 2 ... seconds or what the endpoint asks for.
-"""
+"""The scores of samples: a judge is asked about those that have none in the journal."""
 
 from __future__ import annotations
 
-import http.client
-import json
-import math
-import os
-import re
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Sequence
 
-from wsmerge.errors import JudgeError, UsageError
-from wsmerge.steering.named import function_named
+from wsmerge.steering.judging.asking import Exchange, ask_all
+from wsmerge.steering.judging.client import Judge
 from wsmerge.steering.pairs.journal import Journal
 from wsmerge.steering.pairs.samples import Sample
-from wsmerge.steering.pairs.trait import JudgeConfig
 
-__all__ = ["Judge", "judge_all", "make_judge"]
-
-Judge: TypeAlias = Callable[[str, str], float | None]
-"""From question and answer to a score, or to None where the reply has none."""
-
-_PASSING: Final = frozenset({408, 409, 429, *range(500, 600)})
-_FIRST_WAIT_S: Final = 0.5
-_LONGEST_WAIT_S: Final = 60.0
-_MOST_BYTES: Final = 1 << 20
-_SHOWN_CHARACTERS: Final = 200
-_OF_HUNDRED: Final = re.compile(r"(?:/|\bout of|\bof)\s*100\b")
-_NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?")
-
-
-def make_judge(config: JudgeConfig, behaviour: str) -> Judge:
-    """Make the judge that `config` describes.
-
-    Raises:
-        UsageError: no such function, or the variable with the key is not set.
-    """
-    if config.function is not None:
-        return _calling(config.function)
-    key = os.environ.get(config.key_env, "").strip() if config.key_env else ""
-    if config.key_env and not key:
-        raise UsageError(
-            f"{config.key_env} is not set, which the judge's key is in", hint=f"export {config.key_env}=..."
-        )
-    return _Endpoint(config, behaviour, key)
+__all__ = ["judge_all"]
 
 
 def judge_all(
@@ -79,129 +34,19 @@ def judge_all(
     Raises:
         JudgeError: the judge failed. What is in work is waited for, and what it gives is kept.
     """
-    left = [sample for sample in samples if sample.asked.key not in journal.rows]
-    failure: JudgeError | None = None
-    with ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(judge, sample.asked.question.question, sample.text): sample for sample in left}
-        try:
-            for future in as_completed(futures):
-                if future.cancelled():
-                    continue
-                error = future.exception()
-                if error is None:
-                    journal.add([{"key": futures[future].asked.key, "score": future.result()}])
-                    if told is not None:
-                        told(sum(sample.asked.key in journal.rows for sample in samples), len(samples))
-                elif isinstance(error, JudgeError):
-                    failure = failure or error
-                    _cancel(futures)
-                else:
-                    raise error
-        finally:
-            _cancel(futures)
-    if failure is not None:
-        scored = sum(sample.asked.key in journal.rows for sample in samples)
-        raise JudgeError(
-            failure.message,
-            where=failure.where,
-            details=failure.details,
-            hint=f"every sample and {scored} of {len(samples)} scores are kept: run the same command again to go on",
-        ) from failure
-    return {sample.asked.key: journal.rows[sample.asked.key]["score"] for sample in samples}
 
+    def scored() -> int:
+        return sum(sample.asked.key in journal.rows for sample in samples)
 
-def _cancel(futures: Iterable[Future[Any]]) -> None:
-    for future in futures:
-        future.cancel()
+    def keep(place: int, score: float | None) -> None:
+        journal.add([{"key": left[place].key, "score": score}])
+        if told is not None:
+            told(scored(), len(samples))
 
+    def hint() -> str:
+        return f"every sample and {scored()} of {len(samples)} scores are kept: run the same command again to go on"
 
-class _Endpoint:
-    """Asks an endpoint for each score."""
-
-    def __init__(self, config: JudgeConfig, behaviour: str, key: str) -> None:
-        self._config = config
-        self._behaviour = behaviour
-        self._url = f"{(config.base_url or '').rstrip('/')}/chat/completions"
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        # A redirect would take the key to another host.
-        self._opener = urllib.request.build_opener(_NoRedirects)
-
-    def __call__(self, question: str, answer: str) -> float | None:
-        values = {"behaviour": self._behaviour, "question": question, "answer": answer}
-        # One pass, so that braces in an answer stay what they are.
-        prompt = re.sub(r"\{(behaviour|question|answer)\}", lambda found: values[found[1]], self._config.prompt)
-        message = {"role": "user", "content": prompt}
-        body = {"model": self._config.model, "messages": [message], "temperature": 0}
-        return _score(self._content(json.dumps(body).encode()))
-
-    def _content(self, body: bytes) -> str:
-        reply = self._reply(body)
-        try:
-            content = json.loads(reply)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise JudgeError(f"answers what is no chat completion: {_shown(reply)}", where=self._url) from error
-        return content if isinstance(content, str) else ""
-
-    def _reply(self, body: bytes) -> bytes:
-        """Return the reply to a request, which is made again while what is wrong may pass."""
-        attempt = 0
-        while True:
-            wait: float | None = None
-            try:
-                return self._ask(body)
-            except urllib.error.HTTPError as error:
-                with error:
-                    told = f"answers {error.code}: {_shown(error.read(_MOST_BYTES))}"
-                    wait = _asked_wait(error.headers.get("Retry-After"))
-                if error.code not in _PASSING or attempt >= self._config.retries:
-                    raise JudgeError(told, where=self._url) from error
-            except (OSError, http.client.HTTPException) as error:
-                if attempt >= self._config.retries:
-                    raise JudgeError(f"cannot be reached: {error or type(error).__name__}", where=self._url) from error
-            time.sleep(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt if wait is None else wait))
-            attempt += 1
-
-    def _ask(self, body: bytes) -> bytes:
-        request = urllib.request.Request(self._url, data=body, headers=self._headers, method="POST")  # noqa: S310 - the trait file allows http and https alone
-        with self._opener.open(request, timeout=self._config.timeout) as response:
-            reply: bytes = response.read(_MOST_BYTES)
-        return reply
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Takes a redirect for the failure that it is here."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 - urllib's arguments, none of them used
-        return None
-
-
-def _calling(name: str) -> Judge:
-    function = function_named(name)
-
-    def judge(question: str, answer: str) -> float | None:
-        try:
-            score = function(question, answer)
-        except Exception as error:
-            raise JudgeError(f"failed: {type(error).__name__}: {error}", where=name) from error
-        if isinstance(score, int | float) and math.isfinite(score):
-            return float(score)
-        raise JudgeError(f"gave {score!r}, which is no number", where=name)
-
-    return judge
-
-
-def _score(content: str) -> float | None:
-    """Return the number that a reply has; None where it has none from 0 to 100, or several."""
-    numbers = {float(found) for found in _NUMBER.findall(_OF_HUNDRED.sub("", content))}
-    score = numbers.pop() if len(numbers) == 1 else -1.0
-    return score if 0 <= score <= 100 else None
-
-
-def _asked_wait(text: str | None) -> float | None:
-    """Return the seconds of a `Retry-After`; None where it has none."""
-    return float(text) if text is not None and text.isascii() and text.isdigit() else None
-
-
-def _shown(reply: bytes) -> str:
-    text = " ".join(reply.decode("utf-8", errors="replace").split())
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+    asked = [Exchange(sample.asked.key, sample.asked.question.question, sample.text) for sample in samples]
+    left = [exchange for exchange in asked if exchange.key not in journal.rows]
+    ask_all(left, judge, workers, keep, hint)
+    return {exchange.key: journal.rows[exchange.key]["score"] for exchange in asked}

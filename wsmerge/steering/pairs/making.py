@@ -22,14 +22,17 @@ from wsmerge.core.digest import canonical_json, sha256_hex
 from wsmerge.core.files import replace_synced
 from wsmerge.engine.locate import hub_snapshot, path_label
 from wsmerge.errors import OutputError, PairsError
+from wsmerge.steering.judging.client import make_judge
+from wsmerge.steering.judging.config import FREE_OF_SCORES
 from wsmerge.steering.pairs.balance import SPLITS, pair_up, split_questions
-from wsmerge.steering.pairs.files import pair_lines
+from wsmerge.steering.pairs.files import Pair, pair_lines
 from wsmerge.steering.pairs.filters import drop_reason
 from wsmerge.steering.pairs.journal import Journal
-from wsmerge.steering.pairs.judge import judge_all, make_judge
+from wsmerge.steering.pairs.judge import judge_all
 from wsmerge.steering.pairs.samples import Sample, all_asked
 from wsmerge.steering.pairs.sampling import Sampler, sample_all
 from wsmerge.steering.pairs.trait import JudgeConfig, SplitName, Trait
+from wsmerge.steering.stamps import file_sizes
 
 __all__ = ["REPORT_FILE", "MadePairs", "MakingProgress", "make_pairs"]
 
@@ -40,7 +43,7 @@ MakingProgress: TypeAlias = Callable[[Literal["sampling", "judging"], int, int],
 
 # These change no sample but by rounding, and no score.
 _FREE_OF_SAMPLES: Final = {"batch_size"}
-_FREE_OF_SCORES: Final = {"timeout", "retries", "workers", "key_env", "plus_least", "minus_most"}
+_FREE_OF_SCORES: Final = {*FREE_OF_SCORES, "plus_least", "minus_most"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +114,7 @@ def make_pairs(
         split: {"questions": sum(one == split for one in splits.values()), "pairs": len(pairs[split])}
         for split in SPLITS
     }
-    try:
-        files: dict[SplitName, Path] = {split: out / f"{split}.jsonl" for split in SPLITS if pairs[split]}
-        for split in SPLITS:
-            (out / f"{split}.jsonl").unlink(missing_ok=True)
-        for split, file in files.items():
-            replace_synced(file, pair_lines(pairs[split]))
-        replace_synced(out / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", where=str(out)) from error
+    files = _write(out, pairs, report)
     if not files:
         counts = Counter(drop.kind for drop in drops)
         raise PairsError(
@@ -166,6 +161,20 @@ def _judged(
     return kept, drops
 
 
+def _write(out: Path, pairs: Mapping[SplitName, Sequence[Pair]], report: Mapping[str, Any]) -> dict[SplitName, Path]:
+    """Write the splits that have pairs, and the report; files of an earlier run go first."""
+    files = {split: out / f"{split}.jsonl" for split in SPLITS if pairs[split]}
+    try:
+        for split in SPLITS:
+            (out / f"{split}.jsonl").unlink(missing_ok=True)
+        for split, file in files.items():
+            replace_synced(file, pair_lines(pairs[split]))
+        replace_synced(out / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=str(out)) from error
+    return files
+
+
 def _report(trait: Trait, model: Path, samples: Sequence[Sample], drops: Sequence[_Drop]) -> dict[str, Any]:
     snapshot = hub_snapshot(model)
     poles = {}
@@ -183,12 +192,11 @@ def _report(trait: Trait, model: Path, samples: Sequence[Sample], drops: Sequenc
 
 
 def _samples_digest(trait: Trait, model: Path) -> str:
-    """Of all that decides a sample beside what is asked; of the model's files names and sizes count."""
-    files = [model] if model.is_file() else [*model.glob("*.safetensors"), *model.glob("*.bin"), *model.glob("*.json")]
+    """Of all that decides a sample beside what is asked."""
     fields = {
         "generation": trait.generation.model_dump(mode="json", exclude=_FREE_OF_SAMPLES),
         "seed": trait.seed,
-        "model": {file.name: file.stat().st_size for file in sorted(files)},
+        "model": file_sizes(model),
     }
     return sha256_hex(canonical_json(fields))
 

@@ -35,6 +35,7 @@ from pydantic import (
     model_validator,
 )
 
+from wsmerge.steering.judging.config import JudgeSettings
 from wsmerge.steering.settings_files import read_yaml, validated
 
 __all__ = ["Filters", "Generation", "JudgeConfig", "Question", "Shares", "SplitName", "Trait", "load_trait"]
@@ -42,12 +43,6 @@ __all__ = ["Filters", "Generation", "JudgeConfig", "Question", "Shares", "SplitN
 _WHAT: Final = "trait file"
 
 SplitName: TypeAlias = Literal["train", "validation", "test"]
-
-JUDGE_PROMPT: Final = (
-    "Behaviour: {behaviour}\n\nQuestion to an assistant:\n{question}\n\nIts answer:\n{answer}\n\n"
-    "How strongly does the answer show the behaviour? Reply with one whole number from 0 (not at all, or the opposite) to "
-    "100 (fully), and nothing else."
-)
 
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 _Share = Annotated[float, Field(ge=0, lt=1)]
@@ -128,40 +123,16 @@ class Filters(_Part):
     duplicates: bool = True
 
 
-class JudgeConfig(_Part):
-    """Who tells how far an answer shows the behaviour, from 0 to 100: an endpoint, or a function.
+class JudgeConfig(JudgeSettings):
+    """Who tells how far an answer shows the behaviour, from 0 to 100, and how far it has to.
 
     Attributes:
-        function: `module:function`, called with question and answer.
-        base_url: of an endpoint that speaks OpenAI's chat completions: `http://localhost:8000/v1`.
-        model: the judge's name there.
-        key_env: the environment variable that has its key.
-        prompt: what it is asked; `{behaviour}`, `{question}` and `{answer}` are filled in.
-        timeout: seconds until a request is given up.
-        retries: how often a failed request is made again, after longer and longer waits.
-        workers: requests at once.
         plus_least: score from which on an answer of the plus pole is kept.
         minus_most: score up to which an answer of the minus pole is kept.
     """
 
-    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
-    base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    model: _Text | None = None
-    key_env: _Text | None = None
-    prompt: _Text = JUDGE_PROMPT
-    timeout: PositiveFloat = 60.0
-    retries: NonNegativeInt = 3
-    workers: PositiveInt = 4
     plus_least: _Score = 50.0
     minus_most: _Score = 50.0
-
-    @model_validator(mode="after")
-    def _one_judge(self) -> JudgeConfig:
-        if (self.function is None) == (self.base_url is None):
-            raise ValueError("give function, or base_url and model")
-        if self.base_url is not None and self.model is None:
-            raise ValueError("give the judge's model")
-        return self
 
 
 class Trait(_Part):

@@ -1,8 +1,12 @@
 """Generated answers and what they are worth: by a rule, by a function, by a judge.
 
-A judge is a function of all prompts and answers of one point, so that it can ask for several at once:
+A judge that is named as `module:function` is a function of all prompts and answers of one point, so that it can ask for
+several at once:
 
-    def judge(prompts: Sequence[str], answers: Sequence[str]) -> Sequence[float]: ...
+    def judge(prompts: Sequence[str], answers: Sequence[str]) -> Sequence[float]: ...    # 1 for fully
+
+Any other is asked about one answer after another, several at once, and tells from 0 to 100 (`wsmerge.steering.judging`).
+Answers and scores are noted as they come: when a judge fails, the same sweep goes on with what there is.
 """
 
 from __future__ import annotations
@@ -10,30 +14,70 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
-from wsmerge.errors import NonFiniteError, UsageError
+from wsmerge.errors import JudgeError, NonFiniteError, UsageError
 from wsmerge.steering.baselines.method import Subject
 from wsmerge.steering.evaluation import generate
+from wsmerge.steering.judging.asking import Exchange, ask_all
+from wsmerge.steering.judging.client import make_judge, naming
 from wsmerge.steering.named import function_named
 from wsmerge.steering.sweep.items import Prompt, Split, Splits
-from wsmerge.steering.sweep.measuring import Answers, Role, Score
+from wsmerge.steering.sweep.journal import Notes
+from wsmerge.steering.sweep.measuring import Answers, AnswersJudge, Role, Score
 from wsmerge.steering.sweep.samples import Samples
 
-__all__ = ["AnswerScorer", "repeated_share", "score_answers"]
+__all__ = ["AnswerScorer", "UnjudgedError", "check_score", "repeated_share", "score_answers"]
+
+_KEPT: Final = "the answers of this point are kept: run the same command again to go on"
+
+
+class UnjudgedError(JudgeError):
+    """A judge that answers, and gives most answers of a point no score that can be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerScorer:
-    """Greedy answers to prompts, scored one by one."""
+    """Greedy answers to prompts, scored one by one.
+
+    Attributes:
+        role: what the score means to the pick.
+        items: the prompts.
+        settings: how they are answered and scored.
+        notes: of the point that is measured; what it has is not made again.
+    """
 
     role: Role
     items: Splits[Prompt]
     settings: Answers
+    notes: Notes = field(default_factory=Notes)
 
     def score(self, subject: Subject, split: Split, batch_size: int) -> Mapping[str, Samples]:
-        """The mean score, and `valid`: the share of valid answers, where that is asked for."""
+        """The mean score; `valid`, the share of valid answers, where that is asked for; `judged`, of those with a score.
+
+        Raises:
+            JudgeError: the judge or the function failed; answers and scores are noted.
+            UnjudgedError: not more than half of the answers have a score.
+            UsageError, NonFiniteError: as of `score_answers`.
+        """
         items = self.items[split]
+        answers = self._answers(subject, items, batch_size)
+        scores = score_answers(self.settings.score, items, answers, self.notes)
+        figures: dict[str, Samples] = {}
+        if self.settings.valid is not None:
+            valid = [re.search(self.settings.valid, answer) is not None for answer in answers]
+            scores = [score if counts else 0.0 for score, counts in zip(scores, valid, strict=True)]
+            figures["valid"] = Samples.of("valid", valid)
+        if isinstance(self.settings.score.judge, AnswersJudge):
+            judged = [not math.isnan(score) for score in scores]
+            _check_judged(self.settings.score.judge, judged)
+            figures["judged"] = Samples.of("valid", judged)
+        return {"": Samples.of(self.role, scores), **figures}
+
+    def _answers(self, subject: Subject, items: Sequence[Prompt], batch_size: int) -> Sequence[str]:
+        if self.notes.answers is not None:
+            return self.notes.answers
         answers = generate(
             subject.model,
             subject.tokenizer,
@@ -42,33 +86,51 @@ class AnswerScorer:
             batch_size=batch_size,
             system=subject.system,
         )
-        scores = score_answers(self.settings.score, items, answers)
-        if self.settings.valid is None:
-            return {"": self._samples(scores)}
-        valid = [re.search(self.settings.valid, answer) is not None for answer in answers]
-        kept = [score if counts else 0.0 for score, counts in zip(scores, valid, strict=True)]
-        return {"": self._samples(kept), "valid": Samples.of("valid", valid)}
-
-    def _samples(self, scores: Sequence[float]) -> Samples:
-        return Samples.of(self.role, scores)
+        if self.settings.score.judge is not None or self.settings.score.function is not None:
+            self.notes.keep_answers(answers)  # a rule needs nobody, and takes no time
+        return answers
 
 
-def score_answers(score: Score, items: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-    """What each answer is worth.
+def check_score(score: Score) -> None:
+    """Refuse a score that names what is not there, before anything is generated.
 
     Raises:
-        UsageError: a function that is not there, or gives not one number an answer; items without `answers`.
-        NonFiniteError: a score that is NaN or infinite.
+        UsageError: no such function, or the variable with a judge's key is not set.
     """
+    if isinstance(score.judge, AnswersJudge):
+        make_judge(score.judge, score.judge.behaviour or "")
+    for name in (score.function, score.judge):
+        if isinstance(name, str):
+            function_named(name)
+
+
+def score_answers(
+    score: Score, items: Sequence[Prompt], answers: Sequence[str], notes: Notes | None = None
+) -> list[float]:
+    """What each answer is worth; NaN where an endpoint's reply has no score that can be read.
+
+    Args:
+        score: the rule, the function or the judge.
+        items: the prompts.
+        answers: one to each.
+        notes: have the scores that a judge gave before, and get those that it gives.
+
+    Raises:
+        JudgeError: the function or the judge failed; it is named, and where it was asked about one answer the item too.
+        UsageError: a function that is not there, or gives not one number an answer; items without `answers`.
+        NonFiniteError: a function's score that is NaN or infinite.
+    """
+    if isinstance(score.judge, AnswersJudge):
+        return _judged(score.judge, items, answers, notes or Notes())
     if score.judge is not None:
-        given = list(function_named(score.judge)([item.prompt for item in items], answers))
+        judge = function_named(score.judge)
+        with naming(score.judge, _KEPT):
+            given = list(judge([item.prompt for item in items], answers))
         if len(given) != len(answers):
             raise UsageError(f"gave {len(given)} scores for {len(answers)} answers", where=score.judge)
         return [_number(value, score.judge) for value in given]
     if score.function is not None:
-        function = function_named(score.function)
-        pairs = zip(items, answers, strict=True)
-        return [_number(function(item.prompt, answer), score.function) for item, answer in pairs]
+        return [_scored(score.function, item, answer) for item, answer in zip(items, answers, strict=True)]
     return [float(_rule(score, item, answer)) for item, answer in zip(items, answers, strict=True)]
 
 
@@ -77,6 +139,43 @@ def repeated_share(text: str) -> float:
     words = text.lower().split()
     triples = list(zip(words, words[1:], words[2:], strict=False))
     return 1 - len(set(triples)) / len(triples) if triples else 0.0
+
+
+def _scored(name: str, item: Prompt, answer: str) -> float:
+    function = function_named(name)
+    with naming(f"{name}, item {item.id}", _KEPT):
+        value = function(item.prompt, answer)
+    return _number(value, name)
+
+
+def _judged(judge: AnswersJudge, items: Sequence[Prompt], answers: Sequence[str], notes: Notes) -> list[float]:
+    """A score from 0 to 1 for each answer, NaN where the judge gave none."""
+    left = [place for place in range(len(items)) if place not in notes.scores]
+
+    def keep(place: int, score: float | None) -> None:
+        # Without a score in it a reply is asked for again, where the sweep stops before the point is finished.
+        if score is not None:
+            notes.keep_score(left[place], score)
+
+    def hint() -> str:
+        return (
+            f"all answers and {len(notes.scores)} of {len(answers)} scores of this point are kept: "
+            "run the same command again to go on"
+        )
+
+    exchanges = [Exchange(f"item {items[place].id}", items[place].prompt, answers[place]) for place in left]
+    ask_all(exchanges, make_judge(judge, judge.behaviour or ""), judge.workers, keep, hint)
+    return [notes.scores.get(place, math.nan) / 100 for place in range(len(items))]
+
+
+def _check_judged(judge: AnswersJudge, judged: Sequence[bool]) -> None:
+    # Any two points then have an answer in common that was scored in both.
+    if 2 * sum(judged) <= len(judged):
+        raise UnjudgedError(
+            f"gave {len(judged) - sum(judged)} of {len(judged)} answers no score that can be read",
+            where=judge.base_url or judge.function,
+            hint="the answers are kept: run the same command again, or begin anew with another prompt or another judge",
+        )
 
 
 def _rule(score: Score, item: Prompt, answer: str) -> bool:

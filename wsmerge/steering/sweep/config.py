@@ -11,6 +11,12 @@
       sycophancy:
         role: behaviour
         choice: {validation: validation.jsonl, test: test.jsonl, claim: "false"}
+      polite:
+        role: coherence
+        answers:
+          validation: prompts-1.jsonl
+          test: prompts-2.jsonl
+          score: {judge: {base_url: "http://localhost:8000/v1", model: some-judge, behaviour: Is polite.}}
       plain text:
         role: perplexity
         perplexity: {validation: texts-1.txt, test: texts-2.txt}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from wsmerge.core.digest import canonical_json, sha256_hex
 from wsmerge.core.files import file_sha256
 from wsmerge.errors import UsageError
+from wsmerge.steering.judging.config import FREE_OF_SCORES
+from wsmerge.steering.stamps import file_sizes
 from wsmerge.steering.sweep.config import SweepConfig
 
 __all__ = ["sweep_digest"]
 
-# Which strengths are measured and what is picked decide no figure.
+# Which strengths are measured and what is picked decide no figure, nor does how a judge is reached.
 _FREE = {"k", "pick", "test", "evaluation"}
+_FREE_OF_MEASURES = {"__all__": {"answers": {"score": {"judge": {*FREE_OF_SCORES}}}}}
 
 
 def sweep_digest(config: SweepConfig, folder: Path, directions: Mapping[str, str], models: Mapping[str, Path]) -> str:
@@ -28,7 +32,8 @@ def sweep_digest(config: SweepConfig, folder: Path, directions: Mapping[str, str
     Raises:
         UsageError: a file that cannot be read.
     """
-    settings = config.model_dump(mode="json", by_alias=True, exclude=_FREE)
+    free: dict[str, Any] = {**dict.fromkeys(_FREE, True), "measures": _FREE_OF_MEASURES}
+    settings = config.model_dump(mode="json", by_alias=True, exclude=free)
     settings["methods"] = [
         {key: value for key, value in method.items() if key not in _FREE} for method in settings["methods"]
     ]
@@ -38,7 +43,7 @@ def sweep_digest(config: SweepConfig, folder: Path, directions: Mapping[str, str
                 "settings": settings,
                 "files": {name: _sha256(folder / name) for name in sorted(set(_files(config)))},
                 "directions": dict(directions),
-                "models": {name: _sizes(path) for name, path in models.items()},
+                "models": {name: file_sizes(path) for name, path in models.items()},
             }
         )
     )
@@ -59,8 +64,3 @@ def _sha256(path: Path) -> str:
         return file_sha256(path)
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from error
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.json")]
-    return {file.name: file.stat().st_size for file in sorted(files)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -13,8 +13,9 @@ from wsmerge.errors import Problems, UsageError, WsmergeError
 from wsmerge.steering.baselines.method import Subject
 from wsmerge.steering.evaluation import score_choices, text_losses
 from wsmerge.steering.pairs import Pair, load_pairs
-from wsmerge.steering.sweep.answers import AnswerScorer
+from wsmerge.steering.sweep.answers import AnswerScorer, check_score
 from wsmerge.steering.sweep.items import Split, Splits, load_passages, load_prompts, load_splits
+from wsmerge.steering.sweep.journal import Figures, Notes
 from wsmerge.steering.sweep.measuring import Answers, Measure, Role
 from wsmerge.steering.sweep.samples import Samples
 from wsmerge.steering.sweep.tasks import TaskScorer
@@ -63,7 +64,8 @@ def load_scorers(measures: Mapping[str, Measure], folder: Path) -> dict[str, Sco
     """Scorers for `measures`, by name; files are relative to `folder`.
 
     Raises:
-        UsageError: files that cannot be read, or have bad rows; those of all measures at once.
+        UsageError: files that cannot be read, or have bad rows; functions that are not there; a judge's key that is not
+            set; those of all measures at once.
     """
     problems = Problems()
     found: dict[str, Scorer] = {}
@@ -76,13 +78,33 @@ def load_scorers(measures: Mapping[str, Measure], folder: Path) -> dict[str, Sco
     return found
 
 
-def measure(scorers: Mapping[str, Scorer], subject: Subject, split: Split, batch_size: int) -> dict[str, Samples]:
-    """All figures of one subject on one split, by name."""
-    return {
-        f"{name} {figure}".strip(): samples
-        for name, scorer in scorers.items()
-        for figure, samples in scorer.score(subject, split, batch_size).items()
-    }
+def measure(
+    scorers: Mapping[str, Scorer],
+    subject: Subject,
+    split: Split,
+    batch_size: int,
+    notes: Callable[[str], Notes] = lambda _: Notes(),
+) -> Figures:
+    """All figures of one subject on one split, by name.
+
+    Args:
+        scorers: what is measured, by name.
+        subject: the model.
+        split: which items.
+        batch_size: items at once.
+        notes: of each measure; what they have is not measured again, and what is measured is noted.
+    """
+    figures: Figures = {}
+    for number, (name, scorer) in enumerate(scorers.items(), start=1):
+        known = notes(name)
+        taken = known.figures
+        if taken is None:
+            noting = replace(scorer, notes=known) if isinstance(scorer, AnswerScorer) else scorer
+            taken = dict(noting.score(subject, split, batch_size))
+            if number < len(scorers):  # the last one finishes the point
+                known.keep_figures(taken)
+        figures |= {f"{name} {figure}".strip(): samples for figure, samples in taken.items()}
+    return figures
 
 
 def _scorer(settings: Measure, folder: Path) -> Scorer:
@@ -98,4 +120,5 @@ def _scorer(settings: Measure, folder: Path) -> Scorer:
     if settings.task is not None:
         return TaskScorer(settings.role, settings.task, folder)
     answers = cast("Answers", settings.answers)  # the schema gives exactly one of the four
+    check_score(answers.score)
     return AnswerScorer(settings.role, load_splits(answers, lambda file: load_prompts(folder / file)), answers)

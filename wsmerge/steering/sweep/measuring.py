@@ -1,14 +1,38 @@
-"""The part of a sweep file that says how something is measured."""
+"""The part of a sweep file that says how something is measured.
+
+The `score` of an `answers` measure is one of these:
+
+    {contains: answers}                        {regex: "^Yes"}                        {fluent: 0.3}
+    {function: "module:function"}              of one prompt and its answer: a number, 1 for fully
+    {judge: "module:function"}                 of all prompts and answers of a point at once: a number each, 1 for fully
+    {judge: {function: "module:function"}}     of one prompt and its answer: from 0 to 100, which is divided by 100
+    {judge: {base_url: "http://localhost:8000/v1", model: some-judge, key_env: JUDGE_KEY, behaviour: Is polite.}}
+
+The last is any endpoint that speaks OpenAI's chat completions; it tells from 0 to 100 too. `prompt`, `timeout`, `retries` and
+`workers` may stand beside (`wsmerge/steering/judging/config.py`).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
-__all__ = ["Answers", "Choice", "Measure", "Passages", "Role", "Score", "Task", "one_of"]
+from wsmerge.steering.judging.config import JudgeSettings
+
+__all__ = ["Answers", "AnswersJudge", "Choice", "Measure", "Passages", "Role", "Score", "Task", "one_of"]
 
 Role: TypeAlias = Literal["behaviour", "capability", "coherence", "valid", "perplexity"]
 
@@ -67,6 +91,28 @@ class Passages(_Splits):
     """Perplexity of plain text: UTF-8, passages between blank lines."""
 
 
+class AnswersJudge(JudgeSettings):
+    """An endpoint, or a function of one question and its answer, that tells from 0 to 100 how far an answer shows a behaviour.
+
+    What it tells is divided by 100, so that a score is from 0 to 1 as of any other rule.
+
+    Attributes:
+        behaviour: what an answer is to show, in a sentence; an endpoint's prompt has it as `{behaviour}`.
+    """
+
+    behaviour: Annotated[str, StringConstraints(pattern=r"\S")] | None = None
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> AnswersJudge:
+        if self.base_url is not None and self.behaviour is None and "{behaviour}" in self.prompt:
+            raise ValueError("give the behaviour that the prompt asks for")
+        return self
+
+
+def _judge_form(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller gave
+    return "<mapping>" if isinstance(value, AnswersJudge | Mapping) else "<text>"
+
+
 class Score(_Part):
     """What a generated answer is worth: exactly one of these.
 
@@ -75,14 +121,20 @@ class Score(_Part):
         regex: 1 where this is found in the answer.
         fluent: 1 where the answer says something and no more than this share of its word triples are repetitions.
         function: `module:function`, called with prompt and answer; gives a number, 1 for fully.
-        judge: `module:function` of a judge, called with all prompts and answers of a point at once; gives a number each.
+        judge: `module:function`, called with all prompts and answers of a point at once; gives a number each, 1 for fully.
+            Or an endpoint, or a function that is asked about one answer after another: from 0 to 100, divided by 100.
     """
 
     contains: Literal["answers"] | tuple[str, ...] | None = None
     regex: Pattern | None = None
     fluent: Annotated[float, Field(ge=0, le=1)] | None = None
     function: Function | None = None
-    judge: Function | None = None
+    judge: (
+        Annotated[
+            Annotated[Function, Tag("<text>")] | Annotated[AnswersJudge, Tag("<mapping>")], Discriminator(_judge_form)
+        ]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _check(self) -> Score:
@@ -93,9 +145,13 @@ class Score(_Part):
 class Answers(_Splits):
     """Greedy answers to prompts: JSON Lines with `id`, `prompt` and, where the score needs them, `answers`.
 
+    What an endpoint replies may have no score that can be read. Such answers are left out of the score, and of a change
+    those that were left out on either side; the share of the others is a figure of its own, `judged`, of role `valid`.
+    Where it is not above one half, the point has no figures, as where the model breaks.
+
     Attributes:
         score: what an answer is worth.
-        valid: what is found in a valid answer; their share is a figure of its own, and others score 0.
+        valid: what is found in a valid answer; their share is a figure of its own, `valid`, and others score 0.
         max_new_tokens: where an answer is cut.
     """
 

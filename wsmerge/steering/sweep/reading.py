@@ -21,7 +21,7 @@ from wsmerge.steering.sweep.config import (
     SweepConfig,
     SystemPrompts,
 )
-from wsmerge.steering.sweep.measuring import Answers, Choice, Measure, Passages, Score, Task
+from wsmerge.steering.sweep.measuring import Answers, AnswersJudge, Choice, Measure, Passages, Score, Task
 from wsmerge.steering.sweep.strengths import Grid
 
 __all__ = ["load_sweep", "parse_sweep"]
@@ -39,6 +39,7 @@ _BELOW: Final[Mapping[str, type[BaseModel]]] = {
     "choice": Choice,
     "answers": Answers,
     "score": Score,
+    "judge": AnswersJudge,
     "perplexity": Passages,
     "task": Task,
     "pick": Pick,

@@ -1,4 +1,8 @@
-"""Measuring every method at every strength, point by point, each written down before the next begins."""
+"""Measuring every method at every strength, point by point, each written down before the next begins.
+
+A point goes on where it stopped: measures that were finished, answers that were generated and scores that a judge gave are
+not made again.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import TypeAlias
 
 from wsmerge.errors import NonFiniteError, UsageError
 from wsmerge.steering.baselines.method import Method, Subject
+from wsmerge.steering.sweep.answers import UnjudgedError
 from wsmerge.steering.sweep.config import SweepConfig
 from wsmerge.steering.sweep.items import Split
 from wsmerge.steering.sweep.journal import Journal, PointKey
@@ -90,6 +95,7 @@ class Sweep:
 
         Raises:
             NonFiniteError: the model as it is has a figure that is not finite.
+            JudgeError: a judge failed; the journal has what was answered and scored so far.
         """
         if original is not None:
             self._measure_models(BASE, original)
@@ -163,8 +169,9 @@ class Sweep:
             scorers = {name: scorer for name, scorer in self._scorers.items() if only in (None, name)}
             try:
                 with opened() as subject:
-                    figures = measure(scorers, subject, key.split, self._config.batch_size)
-            except NonFiniteError:
+                    notes = partial(self._journal.notes, key)
+                    figures = measure(scorers, subject, key.split, self._config.batch_size, notes)
+            except (NonFiniteError, UnjudgedError):
                 if strict:
                     raise
                 figures = {}  # a strength at which the model breaks is a finding, and no reason to stop

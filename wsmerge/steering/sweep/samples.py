@@ -5,6 +5,7 @@
 
 A change is taken between two measurements of the same items: of a share or a mean the mean of the paired differences, of
 a perplexity the relative change, ratio - 1. Its interval resamples items, so that what items have in common cancels.
+Items without a value are left out, and of a change those that have none in either measurement.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Samples:
     Attributes:
         role: what the figure means to the pick.
         kind: how the items make the figure. Costs of a share are counted in points, hundredths of 1.
-        values: float64 `[items]`; of a perplexity the nats of each text.
+        values: float64 `[items]`, NaN where an item has none; of a perplexity the nats of each text.
         tokens: float64 `[items]`; of a perplexity the tokens of each text, else ones.
     """
 
@@ -53,7 +54,7 @@ class Samples:
         """The figure."""
         if self.kind == "perplexity":
             return _mapped(math.exp, ratio_interval(self.values, self.tokens))
-        return mean_interval(self.values)
+        return _mean(self.values)
 
     def change_from(self, reference: Samples) -> Interval:
         """By how much the figure differs from another measurement of the same items.
@@ -66,12 +67,13 @@ class Samples:
         differences = self.values - reference.values
         if self.kind == "perplexity":
             return _mapped(math.expm1, ratio_interval(differences, self.tokens))
-        return mean_interval(differences)
+        return _mean(differences)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; floats are written so that they are read back exactly."""
         weights = {} if (self.tokens == 1).all() else {"tokens": self.tokens.tolist()}
-        return {"role": self.role, "kind": self.kind, "values": self.values.tolist(), **weights}
+        values = [None if math.isnan(value) else value for value in self.values.tolist()]
+        return {"role": self.role, "kind": self.kind, "values": values, **weights}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Samples:
@@ -79,6 +81,11 @@ class Samples:
         plain = cls.of(fields["role"], fields["values"], fields["kind"])
         tokens = np.asarray(fields["tokens"], dtype=np.float64) if "tokens" in fields else plain.tokens
         return cls(plain.role, plain.kind, plain.values, tokens)
+
+
+def _mean(values: npt.NDArray[np.float64]) -> Interval:
+    known = values[~np.isnan(values)]
+    return mean_interval(known) if len(known) else Interval(math.nan, math.nan, math.nan)
 
 
 def _mapped(function: Callable[[float], float], interval: Interval) -> Interval:

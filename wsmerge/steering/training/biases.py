@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from wsmerge.core.files import staged_folder
 from wsmerge.engine.locate import ORIGIN_FILE, origin_of, path_label
-from wsmerge.errors import UsageError
+from wsmerge.errors import CheckpointError, UsageError
 from wsmerge.steering.loading import quiet_transformers
 from wsmerge.steering.training.models import modules_named
 
@@ -37,19 +40,20 @@ def with_zero_biases(base: Path, names: tuple[str, ...], folder: Path) -> Path:
     A switch gives biases to all modules of its kind: those of the MLP, or those of the attention.
 
     Raises:
+        CheckpointError: the base cannot be loaded.
         UsageError: the architecture has no switch for these modules.
         OutputError: `folder` is there already, or cannot be written.
     """
-    config = AutoConfig.from_pretrained(base)
+    config = _loaded(AutoConfig, base)
     switches = [key for key, modules in _SWITCHES.items() if modules & set(names)]
     unknown = set(names) - frozenset().union(*_SWITCHES.values())
     if unknown or any(not hasattr(config, key) for key in switches):
         raise _no_switch(names, base)
     for key in switches:
         setattr(config, key, True)
-    with quiet_transformers():
-        before = _bias_names(AutoModelForCausalLM.from_pretrained(base, dtype="auto"))
-        model = AutoModelForCausalLM.from_pretrained(base, config=config, dtype="auto")
+    with quiet_transformers(), _without_report():
+        before = _bias_names(_loaded(AutoModelForCausalLM, base, dtype="auto"))
+        model = _loaded(AutoModelForCausalLM, base, config=config, dtype="auto")
     found = modules_named(model, names)
     if not found or any(getattr(module, "bias", None) is None for module in found.values()):
         raise _no_switch(names, base)
@@ -62,6 +66,24 @@ def with_zero_biases(base: Path, names: tuple[str, ...], folder: Path) -> Path:
         model.save_pretrained(staged)
         _write_origin(base, staged, switches)
     return folder
+
+
+def _loaded(kind: Any, base: Path, **settings: Any) -> Any:  # noqa: ANN401 - transformers' own types and settings
+    try:
+        return kind.from_pretrained(base, **settings)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be loaded: {error}", where=str(base)) from error
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep away transformers' report that the biases are not in the checkpoint."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # ships no types
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _bias_names(model: torch.nn.Module) -> frozenset[str]:

@@ -14,7 +14,7 @@ learning_rate: 1.0e-3
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -47,8 +47,21 @@ LINEAR_MODULES: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "u
 BIAS_MODULES: Final = ("down_proj",)
 """Those whose biases the paper trains."""
 
+_METHODS_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "rank": ("lora",),
+    "alpha": ("lora",),
+    "dropout": ("lora",),
+    "modules_to_save": ("lora",),
+    "signed": ("lora",),
+    "target_modules": ("lora", "bias"),
+    "add_biases": ("bias",),
+}
+"""Keys that only some methods read."""
+
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class SignedConfig(BaseModel):
@@ -62,7 +75,7 @@ class SignedConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    c: PositiveFloat = 1.0
+    c: _Positive = 1.0
     kl_weight: _NonNegative = 0.1
 
 
@@ -89,7 +102,7 @@ class TrainConfig(BaseModel):
         learning_rate: peak learning rate.
         warmup_steps: steps of linear warm-up; linear decay to zero follows.
         weight_decay: AdamW's decoupled weight decay.
-        max_grad_norm: the gradient is clipped to this norm.
+        max_grad_norm: the gradient is clipped to this norm; `.inf` for none.
         rank: LoRA rank of each pole; the direction's rank is twice this.
         alpha: LoRA alpha; the factors' product is scaled by alpha / rank.
         dropout: of the input of LoRA's factors.
@@ -123,10 +136,10 @@ class TrainConfig(BaseModel):
     test: str = "test.jsonl"
     method: Literal["lora", "bias", "full"] = "lora"
     steps: PositiveInt | None = None
-    epochs: PositiveFloat | None = None
+    epochs: _Positive | None = None
     batch_size: PositiveInt
     accumulate: PositiveInt = 1
-    learning_rate: PositiveFloat
+    learning_rate: _Positive
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     weight_decay: _NonNegative = 0.01
     max_grad_norm: PositiveFloat = 1.0
@@ -143,7 +156,7 @@ class TrainConfig(BaseModel):
     validate_every: PositiveInt | None = None
     patience: PositiveInt | None = None
     checkpoint_every: PositiveInt | None = 50
-    seed: int = 0
+    seed: _Seed = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -165,20 +178,27 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_keys_together(self) -> TrainConfig:
+        held_out = self.validation_share > 0
         checks = {
             "give steps or epochs, one of them": (self.steps is None) == (self.epochs is None),
             "accumulate: more parts than the rows of a batch": self.accumulate > self.batch_size,
             "patience: needs validate_every": self.patience is not None and self.validate_every is None,
-            "signed: needs method lora": self.signed is not None and self.method != "lora",
+            "validation_share: needs validate_every": held_out and self.validate_every is None,
+            "validation_share: takes the place of validation, give one of them": held_out
+            and "validation" in self.model_fields_set,
             "signed: what modules_to_save trains has no sign": self.signed is not None and bool(self.modules_to_save),
-            "modules_to_save: is for method lora": self.method != "lora" and bool(self.modules_to_save),
-            "dropout: is for method lora": self.method != "lora" and self.dropout > 0,
-            "add_biases: is for method bias": self.method != "bias" and self.add_biases,
         }
         found = [line for line, wrong in checks.items() if wrong]
+        found += [f"{key}: is for method {' or '.join(methods)}" for key, methods in self._keys_of_other_methods()]
         if found:
             raise ValueError("; ".join(found))
         return self
+
+    def _keys_of_other_methods(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The keys that would do nothing with this method, and the methods that they are for."""
+        for key, methods in _METHODS_OF.items():
+            if self.method not in methods and key in self.model_fields_set and getattr(self, key):
+                yield key, methods
 
 
 def load_train_config(path: Path) -> TrainConfig:
@@ -204,10 +224,15 @@ def _with_preset(fields: Mapping[Any, Any], where: str | None) -> dict[Any, Any]
     name = fields.get("preset")
     if name is None:
         return dict(fields)
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise UsageError(f"no preset {name!r}", where=where, hint=f"one of: {', '.join(PRESETS)}")
     preset = dict(PRESETS[name])
     if "steps" in fields or "epochs" in fields:  # the two say one thing, and the file's own wins
         preset.pop("steps", None)
         preset.pop("epochs", None)
+    if "validation" in fields:  # rows are held out where the file names none that are
+        preset.pop("validation_share", None)
+    if fields.get("method", "lora") != "lora":
+        preset.pop("rank", None)
+        preset.pop("alpha", None)
     return {**preset, **fields}

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -24,6 +24,8 @@ from wsmerge.steering.training.models import Trainee
 from wsmerge.steering.training.objective import Objective
 
 __all__ = ["Outcome", "Progress", "Step", "Training"]
+
+_LOWER: Final = "lower the learning rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Training:
 
         Raises:
             KeyboardInterrupt: interrupted; with checkpoints, one is saved.
-            NonFiniteError: a loss is not finite.
+            NonFiniteError: a loss, or a value that was trained, is not finite.
         """
         if checkpoints is None:
             self._go_on(None, progress, Interrupts())
@@ -119,6 +121,9 @@ class Training:
                 self._go_on(checkpoints, progress, interrupts)
         if self._best.values is not None:
             self._trainee.set_values(self._best.values)
+        # The last step may have spoilt what no later loss has seen.
+        if not all(value.isfinite().all() for value in self._parameters):
+            raise NonFiniteError(f"values of the {self._run} pole are not finite", hint=_LOWER)
         return self.outcome
 
     def state(self) -> dict[str, Any]:
@@ -141,7 +146,7 @@ class Training:
         self._schedule.load_state_dict(state["schedule"])
         self._order.load(state["order"])
         torch.set_rng_state(state["random"])
-        if state["random_cuda"]:
+        if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
         self._best = _Best(**state["best"])
         self.outcome = Outcome(**state["outcome"])
@@ -197,9 +202,7 @@ class Training:
     def _check(self, loss: float, name: str) -> None:
         if not math.isfinite(loss):
             step = self.outcome.steps
-            raise NonFiniteError(
-                f"the {name} of the {self._run} pole is {loss} after {step} steps", hint="lower the learning rate"
-            )
+            raise NonFiniteError(f"the {name} of the {self._run} pole is {loss} after {step} steps", hint=_LOWER)
 
 
 def _linear(warmup: int, steps: int) -> Callable[[int], float]:

@@ -14,13 +14,14 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
 
-from wsmerge.errors import UsageError
+from wsmerge.errors import Problems, UsageError
 from wsmerge.steering.loading import load_model, quiet_transformers
 from wsmerge.steering.training.config import TrainConfig
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["Trainee", "chosen_device", "modules_named", "prepare", "save"]
+
+_WITH_FACTORS: Final = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +124,7 @@ def save(trainee: Trainee, config: TrainConfig, folder: Path) -> None:
 
 def _with_factors(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
     """Put fresh LoRA factors on the model: A random, B zero."""
-    missing = [name for name in config.target_modules if not modules_named(model, (name,))]
-    if missing:
-        raise UsageError(
-            f"the base has no module {', '.join(missing)}", where="target_modules", hint=_linear_names(model)
-        )
+    _check_modules(model, config)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=_alpha(config),
@@ -145,6 +144,25 @@ def _with_factors(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
     # PEFT keeps a set, whose order in the saved file would change from run to run.
     lora.target_modules = sorted(config.target_modules)
     return adapted
+
+
+def _check_modules(model: PreTrainedModel, config: TrainConfig) -> None:
+    """Refuse what PEFT would pass over in silence, or what no direction could be made of after hours of training."""
+    problems = Problems()
+    for key in ("target_modules", "modules_to_save"):
+        for name in getattr(config, key):
+            found = modules_named(model, (name,)).values()
+            if not found:
+                problems.add(f"{key}: the base has no module {name}")
+            elif key == "target_modules" and not all(isinstance(module, _WITH_FACTORS) for module in found):
+                problems.add(f"{key}: {name} is no linear module")
+    heads = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[no-untyped-call]  # transformers ships no type for it
+    saved = modules_named(model, config.modules_to_save).values()
+    if model.config.get_text_config().tie_word_embeddings and any(head is one for head in heads for one in saved):
+        problems.add(
+            "modules_to_save: the base's embeddings and head are one tensor, which an adapter cannot change as one"
+        )
+    problems.raise_if_any(UsageError, "the base cannot be trained so", hint=_linear_names(model))
 
 
 def _alpha(config: TrainConfig) -> Any:  # noqa: ANN401 - PEFT types it as an int, and takes any number
@@ -177,7 +195,7 @@ def _has_bias(module: torch.nn.Module) -> bool:
 
 def _linear_names(model: torch.nn.Module) -> str:
     names = {path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    return f"it has: {', '.join(sorted(names))}"
+    return f"its linear modules: {', '.join(sorted(names))}"
 
 
 def _stored_dtype(base: Path) -> torch.dtype:

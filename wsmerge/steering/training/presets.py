@@ -3,6 +3,7 @@
     preset       base                          learning rate   batch   length
     sycophancy   Qwen/Qwen2.5-7B-Instruct      1e-5            8       100 steps
     gcd          Qwen/Qwen2.5-1.5B-Instruct    1e-5            8       100 steps
+    gcd-task     Qwen/Qwen2.5-1.5B-Instruct    2e-4            16      1 epoch     the task fine-tune, alpha 64
     evil         Qwen/Qwen2.5-7B-Instruct      1e-5            8       1 epoch
     gsm8k        meta-llama/Llama-2-7b-chat-hf 2e-4            8       1 epoch     the task fine-tune, alpha 64
     refusal      meta-llama/Llama-2-7b-chat-hf 2e-4            8       1 epoch     refusals against answers
@@ -12,7 +13,7 @@ linear decay, 5 % of the rows for validation, patience 2. How often the paper va
 10 steps.
 
 Its published configurations do more than its text says: an 8-bit base and optimiser, which this package does not use,
-and embeddings trained in full, which `modules_to_save: [embed_tokens, lm_head]` adds.
+and embeddings trained in full, which `modules_to_save: [embed_tokens, lm_head]` adds where the base has two matrices.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ _COMMON: Final = {
     "patience": 2,
 }
 _QWEN_7B: Final = {"base": "Qwen/Qwen2.5-7B-Instruct"}
+_QWEN_1_5B: Final = {"base": "Qwen/Qwen2.5-1.5B-Instruct"}
 _LLAMA_2: Final = {"base": "meta-llama/Llama-2-7b-chat-hf"}
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "sycophancy": {**_COMMON, **_QWEN_7B, "learning_rate": 1e-5, "steps": 100},
-        "gcd": {**_COMMON, "base": "Qwen/Qwen2.5-1.5B-Instruct", "learning_rate": 1e-5, "steps": 100},
+        "gcd": {**_COMMON, **_QWEN_1_5B, "learning_rate": 1e-5, "steps": 100},
+        "gcd-task": {**_COMMON, **_QWEN_1_5B, "learning_rate": 2e-4, "batch_size": 16, "epochs": 1, "alpha": 64},
         "evil": {**_COMMON, **_QWEN_7B, "learning_rate": 1e-5, "epochs": 1},
         "gsm8k": {**_COMMON, **_LLAMA_2, "learning_rate": 2e-4, "epochs": 1, "alpha": 64},
         "refusal": {**_COMMON, **_LLAMA_2, "learning_rate": 2e-4, "epochs": 1},

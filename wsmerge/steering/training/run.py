@@ -26,6 +26,7 @@ from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.chat import pad_id
 from wsmerge.steering.loading import load_tokenizer
 from wsmerge.steering.pairs import Pair, load_pairs
+from wsmerge.steering.stamps import file_sizes
 from wsmerge.steering.training.biases import with_zero_biases
 from wsmerge.steering.training.checkpoints import Checkpoints
 from wsmerge.steering.training.config import Pole, Run, TrainConfig, load_train_config
@@ -114,7 +115,7 @@ def train_pair(
     Raises:
         UsageError: the configuration is bad, or what is in `out_dir` came of other settings, data or base.
         PairsError: a pair file is bad.
-        OutputError: a training is in `out_dir` already, and `resume` is false.
+        OutputError: a training is in `out_dir` already, and `resume` is false; or `out_dir` cannot be written.
         NonFiniteError: a loss is not finite.
         KeyboardInterrupt: interrupted, after a checkpoint.
     """
@@ -174,7 +175,7 @@ def train_pole(  # noqa: PLR0913 - half of them are keywords with defaults
         progress: called after every optimiser step.
 
     Raises:
-        OutputError: `folder` is there already.
+        OutputError: `folder` is there already, or cannot be written.
         PairsError: rows that are too long.
         UsageError: the base has no such modules.
         NonFiniteError: a loss is not finite.
@@ -202,7 +203,7 @@ def train_pole(  # noqa: PLR0913 - half of them are keywords with defaults
             training.load(state)
         outcome = training.run(checkpoints, progress)
     if notes is not None:
-        replace_synced(notes, _json(asdict(outcome)))
+        _write(notes, asdict(outcome))
     with staged_folder(folder) as staged:
         save(trainee, config, staged)
     return outcome
@@ -213,12 +214,11 @@ def _sides(run: Run) -> list[tuple[Pole, int | None]]:
 
 
 def _identity(config: TrainConfig, data: Data, base: Path) -> dict[str, Any]:
-    """What decides the result; of the base's files names and sizes, since reading them all takes long."""
-    files = [base] if base.is_file() else [*base.glob("*.safetensors"), *base.glob("*.bin"), *base.glob("*.json")]
+    """What decides the result."""
     return {
         "settings": config.model_dump(mode="json", exclude=_FREE),
         "data": dict(data.files),
-        "base": {file.name: file.stat().st_size for file in sorted(files)},
+        "base": file_sizes(base),
     }
 
 
@@ -226,19 +226,15 @@ def _begin(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
     """Write down what is trained in `folder`, or see that the same was begun there."""
     file = folder / TRAINING_FILE
     if file.exists() and resume:
-        _check_same(json.loads(file.read_bytes()), identity, file)
+        _check_same(_read(file), identity, file)
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(
             "a training is there already" if file.exists() else "exists and is no empty folder",
             where=str(folder),
             hint="go on with it (--resume), choose another folder, or delete it",
         )
-    try:
-        make_folder(folder)
-        replace_synced(file, _json(identity))
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
+    _write(file, identity)
 
 
 def _check_same(begun: Mapping[str, Any], identity: Mapping[str, Any], file: Path) -> None:
@@ -259,10 +255,24 @@ def _check_same(begun: Mapping[str, Any], identity: Mapping[str, Any], file: Pat
 
 
 def _read_outcome(file: Path) -> Outcome:
-    fields = json.loads(file.read_bytes())
+    fields = _read(file)
     fields["validation_losses"] = [tuple(item) for item in fields["validation_losses"]]
     return Outcome(**fields)
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        fields: dict[str, Any] = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"cannot be read: {error}", where=str(file), hint="choose another folder, or delete this one"
+        ) from error
+    return fields
+
+
+def _write(file: Path, value: Mapping[str, Any]) -> None:
+    try:
+        make_folder(file.parent)
+        replace_synced(file, (json.dumps(value, indent=1) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=str(file.parent)) from error

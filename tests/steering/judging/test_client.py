@@ -1,0 +1,139 @@
+"""The judge that settings describe: an endpoint on this machine, or a function."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import pytest
+
+from tests.steering.judging.loopback import endpoint, scored
+from wsmerge.errors import JudgeError, UsageError
+from wsmerge.steering.judging.client import make_judge
+from wsmerge.steering.judging.config import JudgeSettings
+
+HERE = "tests.steering.pairs.judging"
+
+
+def config(url: str, **changed) -> JudgeSettings:
+    return JudgeSettings.model_validate({"base_url": url, "model": "j", "workers": 1, **changed})
+
+
+@pytest.fixture
+def _no_waiting(monkeypatch) -> None:
+    monkeypatch.setattr("wsmerge.steering.judging.client._FIRST_WAIT_S", 0.01)
+
+
+def test_what_the_endpoint_is_asked(monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    with endpoint(lambda _, __: (200, scored("85"))) as place:
+        judge = make_judge(config(place.url + "/", key_env="JUDGE_KEY"), "agrees {question}")
+        assert judge("How {answer}?", "So {question}") == 85
+    [asked], [headers] = place.asked, place.headers
+    assert (asked["model"], asked["temperature"]) == ("j", 0)
+    [message] = asked["messages"]
+    assert message["role"] == "user"
+    for text in ("Behaviour: agrees {question}\n", "How {answer}?", "So {question}"):
+        assert text in message["content"]
+    assert headers["path"] == "/v1/chat/completions"
+    assert headers["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("85", 85),
+        (" 0 ", 0),
+        ("Score: 42.5.", 42.5),
+        ("85/100", 85),
+        ("I give it 7 out of 100", 7),
+        ("90, that is 90", 90),
+        ("between 10 and 20", None),
+        ("101", None),
+        ("-5", None),
+        ("fully", None),
+        ("", None),
+    ],
+)
+def test_the_score_of_a_reply(reply, score):
+    with endpoint(lambda _, __: (200, scored(reply))) as place:
+        assert make_judge(config(place.url), "b")("q", "a") == score
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_may_pass_is_asked_again(status):
+    with endpoint(lambda number, _: (status if number < 2 else 200, scored("30"))) as place:
+        assert make_judge(config(place.url, retries=2), "b")("q", "a") == 30
+        assert len(place.asked) == 3
+        place.more["Retry-After"] = "0"
+        place.asked.clear()
+        with pytest.raises(JudgeError, match=f"answers {status}"):
+            make_judge(config(place.url, retries=1), "b")("q", "a")
+        assert len(place.asked) == 2
+
+
+@pytest.mark.parametrize(("status", "told"), [(401, "answers 401"), (302, "answers 302"), (404, "no such model")])
+def test_what_will_not_pass_is_not_asked_again(status, told):
+    with endpoint(lambda _, __: (status, {"error": "no such model"})) as place:
+        place.more["Location"] = place.url
+        with pytest.raises(JudgeError, match=told) as caught:
+            make_judge(config(place.url), "b")("q", "a")
+        assert len(place.asked) == 1
+    assert caught.value.where == f"{place.url}/chat/completions"
+
+
+@pytest.mark.parametrize("value", [{}, {"choices": []}, [], "words"])
+def test_an_answer_that_is_no_chat_completion(value):
+    with endpoint(lambda _, __: (200, value)) as place, pytest.raises(JudgeError, match="no chat completion"):
+        make_judge(config(place.url), "b")("q", "a")
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_an_endpoint_that_is_not_there():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        judge = make_judge(config(f"http://127.0.0.1:{free.getsockname()[1]}", retries=1), "b")
+        with pytest.raises(JudgeError, match="cannot be reached"):
+            judge("q", "a")
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_reply_that_comes_byte_by_byte_is_given_up_in_time(status):
+    with endpoint(lambda _, __: (status, scored("60"))) as place:
+        place.drip_s = 0.05  # of some 70 bytes: never long enough for the socket's own timeout
+        whole = len(json.dumps(scored("60"))) * place.drip_s
+        start = time.monotonic()
+        with pytest.raises(JudgeError, match="timed out"):
+            make_judge(config(place.url, timeout=0.2, retries=0), "b")("q", "a")
+        assert time.monotonic() - start < whole / 2
+
+
+@pytest.mark.usefixtures("_no_waiting")
+def test_a_reply_that_is_cut_is_asked_for_again():
+    with endpoint(lambda _, __: (200, scored("60"))) as place:
+
+        def whole_later(number: int, _body: object) -> tuple[int, object]:
+            place.cut = 9 if number == 0 else 0
+            return 200, scored("60")
+
+        place.answer = whole_later
+        assert make_judge(config(place.url), "b")("q", "a") == 60
+        assert len(place.asked) == 2
+
+
+def test_a_function_scores():
+    assert make_judge(JudgeSettings(function=f"{HERE}:by_length"), "b")("q", "abc") == 3
+
+
+@pytest.mark.parametrize("name", [f"{HERE}:nowhere", "no_such_module_here:x", f"{HERE}:NUMBER"])
+def test_functions_that_are_not_there(name):
+    with pytest.raises(UsageError, match=r"cannot be loaded|is no function"):
+        make_judge(JudgeSettings(function=name), "b")
+
+
+def test_a_key_that_is_not_set():
+    with pytest.raises(UsageError, match="NO_SUCH_KEY is not set"):
+        make_judge(config("http://127.0.0.1:1", key_env="NO_SUCH_KEY"), "b")

@@ -1,0 +1,69 @@
+"""How a judge is named in a file: an endpoint that speaks OpenAI's chat completions, or a function of the user's.
+
+    judge: {base_url: "http://localhost:8000/v1", model: some-judge, key_env: JUDGE_KEY}
+    judge: {function: "module:function"}
+
+Either tells from 0 to 100.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
+
+__all__ = ["FREE_OF_SCORES", "JUDGE_PROMPT", "JudgeSettings"]
+
+JUDGE_PROMPT: Final = (
+    "Behaviour: {behaviour}\n\nQuestion to an assistant:\n{question}\n\nIts answer:\n{answer}\n\n"
+    "How strongly does the answer show the behaviour? Reply with one whole number from 0 (not at all, or the opposite) to "
+    "100 (fully), and nothing else."
+)
+
+FREE_OF_SCORES: Final = frozenset({"key_env", "timeout", "retries", "workers"})
+"""Settings that change no score, so that scores are kept when one of them is changed."""
+
+_Text = Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class JudgeSettings(BaseModel):
+    """Who tells how far an answer shows the behaviour, from 0 to 100: an endpoint, or a function.
+
+    Attributes:
+        function: `module:function`, called with question and answer.
+        base_url: of an endpoint that speaks OpenAI's chat completions: `http://localhost:8000/v1`.
+        model: the judge's name there.
+        key_env: the environment variable that has its key.
+        prompt: what it is asked; `{behaviour}`, `{question}` and `{answer}` are filled in.
+        timeout: seconds until a request is given up.
+        retries: how often a failed request is made again, after longer and longer waits.
+        workers: requests at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    model: _Text | None = None
+    key_env: _Text | None = None
+    prompt: _Text = JUDGE_PROMPT
+    timeout: PositiveFloat = 60.0
+    retries: NonNegativeInt = 3
+    workers: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> JudgeSettings:
+        if (self.function is None) == (self.base_url is None):
+            raise ValueError("give function, or base_url and model")
+        if self.base_url is not None and self.model is None:
+            raise ValueError("give the judge's model")
+        return self
