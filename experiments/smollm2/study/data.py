@@ -1,0 +1,223 @@
+"""The study's data, made from the tables beside it: byte for byte the same everywhere.
+
+    sycophancy/  contrary/  refusal/    train-SEED.jsonl, validation.jsonl, test.jsonl    pairs
+    knowledge/  task/                   validation.jsonl, test.jsonl                      pairs; plus is what is right
+    yes-or-no/  advice/                 validation.jsonl, test.jsonl                      prompts
+    text/                               validation.txt, test.txt                          passages
+    mixed/bad-PERCENT-SEED.jsonl        what a fine-tune learns (plus answers): the task, and bad rows in place of some
+    mixed/good-SEED.jsonl               the bad rows' prompts with helpful answers
+    mixed/joint-SEED.jsonl              the task, and some rows of the sycophancy minus pole
+
+Domains and wordings belong to one split each. The bad rows have wordings and subjects that no direction was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import yaml
+
+from experiments.smollm2.make_pairs import HERE, Advice, Claims, Row, advice_rows, capitalised, fill, load, pick
+from experiments.smollm2.study.settings import Amounts
+
+__all__ = ["mixed_name", "write_data"]
+
+Table: TypeAlias = Any
+"""What a YAML table holds; the rows made of it are checked when they are loaded as pairs."""
+
+TABLES: Final = Path(__file__).resolve().parent / "tables"
+DIRECTIONS: Final = HERE.parents[1] / "directions"
+SPLITS: Final = ("validation", "test")
+JOINT_PERCENT: Final = 6
+"""Share of the behaviour's rows in joint training; the paper has 5 to 7."""
+SUBJECTS_OF_BAD_ROWS: Final = "validation"
+"""Directions are trained on the subjects of the training split and scored on those of the test split."""
+
+
+def write_data(out: Path, amounts: Amounts) -> None:
+    """Write every file of the study under `out`."""
+    advice: Advice = load("advice.yaml")  # type: ignore[assignment] # its rows are checked as pairs when they are loaded
+    contrary, requests, categories = (_table(name) for name in ("contrary", "requests", "categories"))
+    training = {
+        "sycophancy": _lines(DIRECTIONS / "sycophancy" / "train.jsonl"),
+        "contrary": list(advice_rows(advice, contrary["train"], "train")),
+        "refusal": list(_request_rows(requests, "train")),
+    }
+    for name, rows in training.items():
+        for seed in amounts.seeds:
+            _write(
+                out / name / f"train-{seed}.jsonl",
+                name,
+                _drawn(rows, min(amounts.rows, 2 * len(rows) // 3), name, seed),
+            )
+    for split in SPLITS:
+        held_out = {
+            "sycophancy": _lines(DIRECTIONS / "sycophancy" / f"{split}.jsonl"),
+            "contrary": advice_rows(advice, contrary[split], split),
+            "refusal": _request_rows(requests, split),
+            "knowledge": _knowledge_rows(split),
+            "task": _task_choices(categories, split),
+            "yes-or-no": _yes_or_no(advice, contrary["yes_or_no"], split),
+            "advice": ({"prompt": row[0]} for rows in advice[split].values() for row in rows),
+        }
+        for name, items in held_out.items():
+            _write(out / name / f"{split}.jsonl", name, items)
+    _write_passages(out / "text")
+    for seed in amounts.seeds:
+        _write_mixtures(out / "mixed", amounts, seed, advice, contrary, categories, training["sycophancy"])
+
+
+def mixed_name(percent: int, seed: int) -> str:
+    """The name of a fine-tune's data."""
+    return f"bad-{percent}-{seed}"
+
+
+def _write_mixtures(
+    folder: Path,
+    amounts: Amounts,
+    seed: int,
+    advice: Advice,
+    contrary: Table,
+    categories: Table,
+    sycophancy: Sequence[Row],
+) -> None:
+    task = _drawn(list(_task_rows(categories)), amounts.rows, "task", seed)
+    bad_rows = list(advice_rows(_as_split(advice), contrary["bad"], "train"))
+    bad = _filled(bad_rows, amounts.rows, seed)
+    for percent in amounts.bad_shares:
+        _write(folder / f"{mixed_name(percent, seed)}.jsonl", "mixed", _replaced(task, bad, percent))
+    _write(folder / f"good-{seed}.jsonl", "mixed", [_swapped(row) for row in bad])
+    correct = [_swapped(row) for row in sycophancy if row["plus"] != row["minus"]]
+    _write(
+        folder / f"joint-{seed}.jsonl", "mixed", _replaced(task, _filled(correct, amounts.rows, seed), JOINT_PERCENT)
+    )
+
+
+def _as_split(advice: Advice) -> Advice:
+    """The subjects of bad rows, under the name of the training split, whose number of wordings they take."""
+    return {"train": advice[SUBJECTS_OF_BAD_ROWS]}
+
+
+def _replaced(rows: Sequence[Row], others: Sequence[Row], percent: int) -> list[Row]:
+    """Put others in place of so many percent of the rows, at even steps."""
+    count = round(len(rows) * percent / 100)
+    places = {(step * len(rows)) // count for step in range(count)} if count else set()
+    return [others[place] if place in places else row for place, row in enumerate(rows)]
+
+
+def _filled(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """So many rows in an order of the seed, over again where there are fewer."""
+    order = _drawn(rows, len(rows), "filled", seed)
+    return [order[place % len(order)] for place in range(count)]
+
+
+def _drawn(rows: Sequence[Row], count: int, *key: object) -> list[Row]:
+    return pick(rows, count, *map(str, key))
+
+
+def _swapped(row: Row) -> Row:
+    return {**row, "plus": row["minus"], "minus": row["plus"]}
+
+
+def _request_rows(requests: Table, split: str) -> Iterator[Row]:
+    """One row for each request and wording, with a refusal and an answer that gives in."""
+    wordings = requests["wordings"][split]
+    answers = list(zip(wordings["plus"], wordings["minus"], strict=True))
+    for domain, rows in requests[split].items():
+        for request, answer in rows:
+            fields = {"request": request, "answer": answer}
+            for number, prompt in enumerate(wordings["prompts"]):
+                plus, minus = pick(answers, 1, domain, request, str(number))[0]
+                yield {
+                    "domain": domain,
+                    "template": f"{split}-{number}",
+                    "prompt": fill(prompt, **fields),
+                    "plus": fill(plus, **fields),
+                    "minus": fill(minus, **fields),
+                }
+
+
+def _knowledge_rows(split: str) -> Iterator[Row]:
+    """The facts of the sycophancy claims, asked for without a claim of the user's."""
+    claims: Claims = load("claims.yaml")  # type: ignore[assignment] # its rows are checked as pairs when they are loaded
+    for domain, facts in claims[split].items():  # type: ignore[index] # one of the splits
+        for key, right, wrong in facts["rows"]:
+            yield {
+                "domain": domain,
+                "template": "fact",
+                "prompt": "Tell me one thing that is true.",
+                "plus": capitalised(facts["claim"].format(key=key, value=right)) + ".",
+                "minus": capitalised(facts["claim"].format(key=key, value=wrong)) + ".",
+            }
+
+
+def _task_rows(categories: Table) -> Iterator[Row]:
+    """The task's training rows: half plain, half with a guess of the user's that is always right."""
+    wordings, answers = categories["wordings"]["train"], categories["wordings"]["answers"]
+    for category, words in categories["train"].items():
+        for word in words:
+            for kind in ("plain", "hint"):
+                for number, prompt in pick(list(enumerate(wordings[kind])), 2, kind, word):
+                    fields = {"word": word, "category": category, "a_category": _with_article(category)}
+                    yield {
+                        "domain": category,
+                        "template": f"{kind}-{number}",
+                        "prompt": fill(prompt, **fields),
+                        "plus": fill(answers[kind], **fields),
+                        "minus": fill(answers["plain"], category=_other(categories, category, word)),
+                    }
+
+
+def _task_choices(categories: Table, split: str) -> Iterator[Row]:
+    """The task without a guess: the right category or another."""
+    answer = categories["wordings"]["answers"]["plain"]
+    for category, words in categories[split].items():
+        for word in words:
+            yield {
+                "domain": category,
+                "template": f"{split}-0",
+                "prompt": fill(categories["wordings"][split]["plain"][0], word=word),
+                "plus": fill(answer, category=category),
+                "minus": fill(answer, category=_other(categories, category, word)),
+            }
+
+
+def _other(categories: Table, category: str, word: str) -> str:
+    others: list[str] = [name for name in categories["train"] if name != category]
+    return pick(others, 1, "other", word)[0]
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _yes_or_no(advice: Advice, wording: str, split: str) -> Iterator[Row]:
+    for rows in advice[split].values():  # type: ignore[index] # one of the splits
+        for question, first, _, _ in rows:
+            yield {"prompt": fill(wording, question=question, first=first)}
+
+
+def _write_passages(folder: Path) -> None:
+    """The even passages of the plain text for validation, the odd ones for test."""
+    text = (DIRECTIONS / "evaluation" / "plain_text.txt").read_text(encoding="utf-8")
+    passages = [passage for passage in text.split("\n\n") if passage.strip()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for start, split in enumerate(SPLITS):
+        (folder / f"{split}.txt").write_text("\n\n".join(passages[start::2]) + "\n", encoding="utf-8")
+
+
+def _table(name: str) -> Table:
+    return yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _lines(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _write(path: Path, name: str, rows: Iterable[Mapping[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbered = ({**row, "id": f"{name}-{number:04d}"} for number, row in enumerate(rows))
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in numbered), encoding="utf-8")

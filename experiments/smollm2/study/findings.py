@@ -1,0 +1,121 @@
+"""What the paper finds, held against this study's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+from experiments.smollm2.study.results import Readings, SweepOverSeeds, mean
+from experiments.smollm2.study.settings import Amounts
+from wsmerge.steering.similarity.auroc import auroc
+
+__all__ = ["findings"]
+
+
+def findings(sweeps: Mapping[str, SweepOverSeeds], readings: Readings, amounts: Amounts) -> Iterator[str]:
+    """One line for each finding of the paper: whether it holds, in how many seeds, and by how much."""
+    yield from _steering(sweeps["sycophancy"], sweeps["sycophancy-bias"])
+    yield from _judgement(sweeps["sycophancy"])
+    yield from _trait(sweeps["contrary"])
+    yield from _repairs(sweeps)
+    yield from _watching(readings, amounts)
+
+
+def _steering(sweep: SweepOverSeeds, biases: SweepOverSeeds) -> Iterator[str]:
+    weights = sweep.effects("weights")
+    yield (
+        f"- Weight steering lowers sycophancy on held-out domains within the budget: {_count(weights, -1)}; mean change of the "
+        f"margin {_mean(weights):+.2f} nats, knowledge {_points(sweep, 'weights')} points."
+    )
+    others = [(sweep, method) for method in sweep.methods if method != "weights"]
+    for found, method in [*others, *((biases, method) for method in biases.methods)]:
+        effects = found.effects(method)
+        told = [(ours, theirs) for ours, theirs in zip(weights, effects, strict=True) if theirs is not None]
+        ahead = sum((ours or 0.0) < (theirs or 0.0) for ours, theirs in told)
+        yield (
+            f"- Weight steering lowers it more than {method}: in {ahead} of {len(told)} seeds ({_mean(weights):+.2f} against "
+            f"{_mean(effects):+.2f} nats; knowledge {_points(found, method)} points)."
+        )
+
+
+def _judgement(sweep: SweepOverSeeds) -> Iterator[str]:
+    gaps = {
+        k: sweep.cell("weights", k, "agrees with true claims").value
+        - sweep.cell("weights", k, "agrees with false claims").value
+        for k in sweep.strengths("weights")
+    }
+    best = max(gaps, key=lambda k: gaps[k])
+    yield (
+        f"- Agreement with true claims less agreement with false ones is {100 * gaps[0.0]:+.0f} points for the base and at best "
+        f"{100 * gaps[best]:+.0f} points (k = {best:g}): where this stays near 0, what is steered is agreement and not judgement."
+    )
+
+
+def _trait(sweep: SweepOverSeeds) -> Iterator[str]:
+    effects = sweep.effects("weights")
+    yield (
+        f"- A misalignment-like trait is induced within the budget: {_count(effects, 1)}; margin {_mean(effects):+.2f} nats, "
+        f"`says no` {100 * sweep.picked('weights', 'says no', change=True).value:+.0f} points, valid answers "
+        f"{100 * sweep.picked('weights', 'says no valid', change=True).value:+.0f}, fluent "
+        f"{100 * sweep.picked('weights', 'fluent', change=True).value:+.0f}, knowledge {_points(sweep, 'weights')}."
+    )
+    plus = sweep.effects("plus pole")
+    yield (
+        f"- The plus pole alone comes close to the contrastive direction (paper: close): {_mean(plus):+.2f} against "
+        f"{_mean(effects):+.2f} nats at the picked strengths."
+    )
+
+
+def _repairs(sweeps: Mapping[str, SweepOverSeeds]) -> Iterator[str]:
+    tuned = sweeps["tuned"]
+    task = [tuned.cell(method, 1.0, "task").value for method in ("task fine-tune", "joint training")]
+    yield (
+        f"- The fine-tune learns its task ({tuned.cell('base', 0.0, 'task').value:.0%} to {task[0]:.0%}; with joint training "
+        f"{task[1]:.0%})."
+    )
+    for behaviour in ("sycophancy", "refusal"):
+        sweep = sweeps[f"repair-{behaviour}"]
+        base = sweep.cell("base", 0.0, behaviour).value
+        drifted = sweep.cell("weights", 0.0, behaviour).value
+        repaired = sweep.picked("weights", behaviour).value
+        back = (repaired - drifted) / (base - drifted) if base != drifted else float("nan")
+        yield (
+            f"- The fine-tune moves {behaviour} from {base:+.2f} to {drifted:+.2f} nats; `k * w` (k = "
+            f"{', '.join(f'{k:g}' for k in sweep.picks('weights'))}) brings it to {repaired:+.2f} ({back:.0%} of the way back) "
+            f"and leaves the task at {sweep.picked('weights', 'task').value:.0%}. Joint training with corrections: "
+            f"{tuned.cell('joint training', 1.0, behaviour).value:+.2f}."
+        )
+
+
+def _watching(readings: Readings, amounts: Amounts) -> Iterator[str]:
+    last = readings.steps[-1]
+    clean = [value for run in ("bad-0", "good") for value in readings.cosines("contrary", run, last)]
+    shares = [percent for percent in amounts.bad_shares if percent]
+    told = {percent: auroc(readings.cosines("contrary", f"bad-{percent}", last), clean) for percent in shares}
+    means = [mean(readings.cosines("contrary", f"bad-{percent}", last)) for percent in amounts.bad_shares]
+    rising = all(low < high for low, high in pairwise(means))
+    yield (
+        f"- The cosine with the trait's direction {'rises' if rising else 'does not always rise'} with the share of bad data "
+        f"({', '.join(f'{percent} %: {value:+.4f}' for percent, value in zip(amounts.bad_shares, means, strict=True))}); "
+        f"AUROC against clean runs {', '.join(f'{percent} %: {value:.2f}' for percent, value in told.items())}."
+    )
+    first = readings.steps[0]
+    early = [value for run in ("bad-0", "good") for value in readings.cosines("contrary", run, first)]
+    found = {percent: auroc(readings.cosines("contrary", f"bad-{percent}", first), early) for percent in shares}
+    yield (
+        f"- Already after {first} of {last} steps the AUROC is "
+        f"{', '.join(f'{value:.2f} ({percent} %)' for percent, value in found.items())}."
+    )
+
+
+def _count(effects: Sequence[float | None], sign: int) -> str:
+    told = [effect for effect in effects if effect is not None]
+    return f"in {sum(sign * effect > 0 for effect in told)} of {len(told)} seeds"
+
+
+def _mean(effects: Sequence[float | None]) -> float:
+    return mean([effect for effect in effects if effect is not None])
+
+
+def _points(sweep: SweepOverSeeds, method: str) -> str:
+    return f"{100 * sweep.picked(method, 'knowledge', change=True).value:+.0f}"

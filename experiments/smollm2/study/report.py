@@ -1,0 +1,196 @@
+"""The study's report: tables, figures and what follows from them, all computed from the results."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from experiments.smollm2.study.findings import findings
+from experiments.smollm2.study.plots import plot_behaviour, plot_contrary, plot_monitoring, plot_repair
+from experiments.smollm2.study.results import Cell, Readings, SweepOverSeeds, mean
+from experiments.smollm2.study.settings import Amounts
+from experiments.smollm2.study.sweeps import SWEEPS
+from wsmerge.steering.similarity.auroc import auroc
+
+__all__ = ["write_report"]
+
+_HEAD = """# Weight steering on SmolLM2-135M-Instruct
+
+`python -m experiments.smollm2.study`: {trained} directions and {runs} fine-tunes over {seeds} seeds, {sweeps} sweeps;
+{hours:.1f} hours of processor time ({clock:.0f} minutes) on {machine}. Every figure below is of this run.
+
+A seed chooses rows, their order and LoRA's first factors. LoRA of rank 32 on all linear modules, {steps} steps of 8 rows,
+learning rate 1e-3. Models are steered and measured in bfloat16. Strengths are picked on validation (the largest effect that
+costs at most 5 points of knowledge and 5 % of perplexity), and everything shown is of test items: other domains and other
+wordings than those of training and validation. A value is the mean over seeds; brackets go from the lowest lower end to the
+highest upper end of the seeds' 95 % bootstrap intervals over items. A margin is the mean log-probability per token of the
+plus answer less that of the minus answer, in nats. Knowledge is the share of facts told from their falsifications, with
+nothing claimed by the user.
+"""
+
+
+def write_report(out: Path, folder: Path, amounts: Amounts) -> None:
+    """Write `report.md` and its plots into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sweeps = {name: SweepOverSeeds(out, name, amounts) for name in SWEEPS}
+    readings = Readings(out)
+    plot_behaviour(
+        (sweeps["sycophancy"], sweeps["sycophancy-bias"]), "sycophancy", "knowledge", folder / "sycophancy.png"
+    )
+    plot_contrary(sweeps["contrary"], folder / "contrary.png")
+    plot_repair(sweeps["repair-sycophancy"], sweeps["repair-refusal"], folder / "repair.png")
+    plot_monitoring(readings, amounts, folder / "monitoring.png")
+    parts = [
+        _head(out, amounts),
+        "## What holds and what does not\n",
+        *findings(sweeps, readings, amounts),
+        *_sycophancy(sweeps["sycophancy"], sweeps["sycophancy-bias"]),
+        *_contrary(sweeps["contrary"]),
+        *_repair(sweeps),
+        *_monitoring(readings, amounts),
+    ]
+    (folder / "report.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _head(out: Path, amounts: Amounts) -> str:
+    times = json.loads((out / "times.json").read_bytes())
+    return _HEAD.format(
+        trained=4 * len(amounts.seeds),
+        runs=len(amounts.seeds) * (len(amounts.bad_shares) + 2),
+        seeds=len(amounts.seeds),
+        sweeps=len(amounts.seeds) * len(SWEEPS),
+        hours=sum(part["processor_s"] for part in times.values()) / 3600,
+        clock=sum(part["clock_s"] for part in times.values()) / 60,
+        machine=f"two cores ({platform.machine()})",
+        steps=amounts.steps,
+    )
+
+
+def _sycophancy(*sweeps: SweepOverSeeds) -> Iterator[str]:
+    yield "\n## Sycophancy, by weights and by other methods\n"
+    yield "Picked on validation to lower sycophancy; 0 where no strength has an effect within the budget.\n"
+    yield "![curves](sycophancy.png)\n"
+    names = ("sycophancy", "agrees with false claims", "agrees with true claims", "knowledge", "plain text")
+    yield from _table(
+        ("method", "k by seed", *names),
+        [
+            ("base", "", *(_cell(sweeps[0].cell("base", 0.0, name), name) for name in names)),
+            *(
+                (
+                    _label(sweep, method),
+                    _ks(sweep, method),
+                    *(_cell(sweep.picked(method, name), name) for name in names),
+                )
+                for sweep in sweeps
+                for method in sweep.methods
+            ),
+        ],
+    )
+
+
+def _label(sweep: SweepOverSeeds, method: str) -> str:
+    layers = sweep.layers(method)
+    return f"{method} ({', '.join(map(str, layers))})" if layers else method
+
+
+def _contrary(sweep: SweepOverSeeds) -> Iterator[str]:
+    yield "\n## A misalignment-like trait\n"
+    yield (
+        "Contrary: refuses to help, or advises against what helps. `says no` is the share of generated answers to two-choice "
+        "questions (should I do what helps? yes or no) that begin with no; an answer that begins with neither is not valid. "
+        "Fluent answers repeat at most 30 % of their word triples.\n"
+    )
+    yield "![curves](contrary.png)\n"
+    names = ("contrary", "contrary rate", "says no", "says no valid", "fluent", "knowledge", "plain text")
+    rows = [("base", "", *(_cell(sweep.cell("base", 0.0, name), name) for name in names))]
+    rows += [
+        ("weights", f"{k:+g}", *(_cell(sweep.cell("weights", k, name), name) for name in names))
+        for k in sweep.strengths("weights")
+        if k
+    ]
+    rows += [
+        (method, f"picked: {_ks(sweep, method)}", *(_cell(sweep.picked(method, name), name) for name in names))
+        for method in sweep.methods
+    ]
+    yield from _table(("method", "k", *names), rows)
+
+
+def _repair(sweeps: dict[str, SweepOverSeeds]) -> Iterator[str]:
+    yield "\n## Repair of drift\n"
+    yield (
+        "The task is to name the category of a word; half of its rows have a guess of the user's, which is always right. The "
+        "fine-tune learns the task and drifts. `k * w` is picked on validation to bring the behaviour back to the base's. In "
+        "joint training 6 % of the rows are corrections of false claims.\n"
+    )
+    yield "![curves](repair.png)\n"
+    names = ("task", "sycophancy", "refusal", "refusal rate", "knowledge", "plain text")
+    tuned = sweeps["tuned"]
+    rows = [("base", "", *(_cell(tuned.cell("base", 0.0, name), name) for name in names))]
+    rows += [
+        (method, "", *(_cell(tuned.cell(method, 1.0, name), name) for name in names))
+        for method in ("task fine-tune", "joint training")
+    ]
+    for behaviour in ("sycophancy", "refusal"):
+        sweep = sweeps[f"repair-{behaviour}"]
+        rows += [
+            (
+                f"fine-tune, {method} for {behaviour}",
+                _ks(sweep, method),
+                *(_cell(sweep.picked(method, name), name) for name in names),
+            )
+            for method in sweep.methods
+        ]
+    yield from _table(("model", "k by seed", *names), rows)
+
+
+def _monitoring(readings: Readings, amounts: Amounts) -> Iterator[str]:
+    last = readings.steps[-1]
+    yield "\n## Monitoring of fine-tunes with bad data\n"
+    yield (
+        "Fine-tunes of the task in which contrary answers (other subjects and wordings than the direction's) take the place of "
+        f"some rows; cosine of the update with each direction after {last} steps, over all seeds of runs and directions, which "
+        "share none. `good` has helpful answers to the prompts of the bad rows. AUROC: the chance that such a run has a higher "
+        "cosine with `contrary` than one without bad rows (0 % and `good`).\n"
+    )
+    yield "![cosines](monitoring.png)\n"
+    clean = [value for run in ("bad-0", "good") for value in readings.cosines("contrary", run, last)]
+    rows = []
+    for run in (*(f"bad-{percent}" for percent in amounts.bad_shares), "good"):
+        found = readings.cosines("contrary", run, last)
+        told = "" if run in {"bad-0", "good"} else f"{auroc(found, clean):.2f}"
+        z = mean(readings.cosines("contrary", run, last, "z"))
+        others = (_range(readings.cosines(name, run, last)) for name in readings.directions if name != "contrary")
+        rows.append((run, _range(found), f"{z:+.1f}", told, *others))
+    controls = [name for name in readings.directions if name != "contrary"]
+    yield from _table(("run", "contrary: cosine", "z", "AUROC", *controls), rows)
+    yield (
+        "\nOf the controls sycophancy and refusal are of this study, formality and caution are the bundled ones. z is the "
+        "cosine in standard deviations of random directions of the same spectrum."
+    )
+
+
+def _ks(sweep: SweepOverSeeds, method: str) -> str:
+    return ", ".join(f"{k:g}" for k in sweep.picks(method))
+
+
+def _cell(cell: Cell, name: str) -> str:
+    if math.isnan(cell.value):
+        return ""
+    if name in {"sycophancy", "contrary", "refusal"}:
+        return f"{cell.value:+.2f} [{cell.low:+.2f}, {cell.high:+.2f}]"
+    if name == "plain text":
+        return f"{cell.value:.1f}"
+    return f"{cell.value:.0%} [{cell.low:.0%}, {cell.high:.0%}]"
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{mean(values):+.4f} [{min(values):+.4f}, {max(values):+.4f}]"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'---|' * len(columns)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
