@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsmerge.api import (
+        AnswerOptions,
+        Answers,
         ChatOptions,
         Details,
         ExportReport,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         RecipePlan,
         Settings,
         SimilarityCallback,
+        answers,
         chat,
         check_pairs,
         compose,
@@ -58,6 +61,8 @@ if TYPE_CHECKING:
     from wsmerge.registry import Direction, Store
 
 __all__ = [
+    "AnswerOptions",
+    "Answers",
     "ChatOptions",
     "Details",
     "Direction",
@@ -73,6 +78,7 @@ __all__ = [
     "SimilarityCallback",
     "Store",
     "WsmergeError",
+    "answers",
     "chat",
     "check_pairs",
     "compose",

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wsmerge.api.answering import AnswerOptions, Answers, answers
     from wsmerge.api.chain import merge
     from wsmerge.api.convert import convert
     from wsmerge.api.directions import Details, compose, extract, open_direction, publish
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from wsmerge.api.training import check_pairs, make_pairs, train
 
 __all__ = [
+    "AnswerOptions",
+    "Answers",
     "ChatOptions",
     "Conversation",
     "Details",
@@ -35,6 +38,7 @@ __all__ = [
     "RecipePlan",
     "Settings",
     "SimilarityCallback",
+    "answers",
     "chat",
     "check_out",
     "check_pairs",
@@ -62,6 +66,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AnswerOptions": "answering",
+    "Answers": "answering",
     "ChatOptions": "sweeping",
     "Conversation": "sweeping",
     "ExportReport": "export",
@@ -70,6 +76,7 @@ _HOMES = {
     "RecipePlan": "recipes",
     "Settings": "settings",
     "SimilarityCallback": "monitoring",
+    "answers": "answering",
     "chat": "sweeping",
     "check_out": "recipes",
     "check_pairs": "training",

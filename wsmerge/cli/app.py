@@ -34,6 +34,7 @@ _ROOMS: Final = MappingProxyType(
         "convert": "convert",
         "pairs": "pairs",
         "train": "training",
+        "steer": "steering",
         **dict.fromkeys(("chat", "sweep"), "sweeping"),
         **dict.fromkeys(("monitor", "similarity"), "monitor"),
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wsmerge.steering.similarity.monitoring import Measure
     from wsmerge.steering.similarity.report import MonitorReport, RunLabel
 
-_PANEL: Final = "Lab"
+_PANEL: Final = "The lab"
 _ERROR: Final = "standard error"
 
 app = typer.Typer()

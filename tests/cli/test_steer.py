@@ -1,0 +1,89 @@
+"""`wsmerge steer` and `wsmerge.answers`: answers at several strengths, with one model."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import wsmerge as package
+from tests.builders import make_adapter
+from tests.steering.sweep.test_sweep import SHAPES
+from tests.steering.tiny import save_tiny_base
+from wsmerge.errors import UsageError
+from wsmerge.steering.evaluation import generate
+from wsmerge.steering.loading import load_model, load_tokenizer
+
+PROMPTS = ("Is it?", "What is the matter?")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("lab")
+    base = save_tiny_base(folder / "base")
+    poles = [make_adapter(folder / f"pole-{pole}", SHAPES, seed=pole, scale=0.4) for pole in (0, 1)]
+    package.extract("toy", base=base, positive=poles[0], negative=poles[1], to=folder / "direction").close()
+    return folder
+
+
+def expected(lab: Path, weight) -> list[str]:
+    """What transformers answers with weights that were steered once, in a model of its own."""
+    model, tokenizer = load_model(lab / "base", dtype="float32", device="cpu"), load_tokenizer(lab / "base")
+    with package.steer(model, {str(lab / "direction"): weight}):
+        return generate(model, tokenizer, PROMPTS, max_new_tokens=6)
+
+
+def test_every_strength_answers_as_a_model_steered_once(lab):
+    found = list(
+        package.answers(
+            str(lab / "base"),
+            {str(lab / "direction"): 1.5},
+            PROMPTS,
+            times=(-1, 0, 1),
+            options=package.AnswerOptions(max_new_tokens=6),
+        )
+    )
+    assert [one.times for one in found] == [-1, 0, 1]
+    assert [list(one.texts) for one in found] == [expected(lab, k) for k in (-1.5, 0, 1.5)]
+    assert len({one.texts for one in found}) == 3
+
+
+def test_the_command_takes_coefficients_by_layer(lab, wsmerge):
+    weight = "{1: -3.0}"
+    done = wsmerge(
+        "steer", lab / "base", *PROMPTS, "-d", f"{lab / 'direction'}={weight}", "--max-new-tokens", 6, "--json"
+    )
+    assert done.code == 0
+    rows = json.loads(done.out)
+    assert [row["prompt"] for row in rows] == list(PROMPTS)
+    assert [row["answer"] for row in rows] == expected(lab, {1: -3.0})
+    assert expected(lab, {1: -3.0}) != expected(lab, -3.0)
+
+
+def test_prompts_come_from_a_file_or_from_stdin(lab, wsmerge, tmp_path, monkeypatch):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"id": str(n), "prompt": text}) + "\n" for n, text in enumerate(PROMPTS)))
+    direction = ("-d", f"{lab / 'direction'}=1", "--max-new-tokens", 3)
+    from_file = wsmerge("steer", lab / "base", "--prompts", file, *direction)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(PROMPTS)))
+    from_stdin = wsmerge("steer", lab / "base", *direction)
+    assert from_file.code == from_stdin.code == 0
+    assert from_file.out == from_stdin.out
+    assert all(f"[times 1] {text}" in from_file.out for text in PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("direction", "told"),
+    [("direction", "no coefficient"), ("direction={", "is no coefficient"), ("direction=much", "not a weight")],
+)
+def test_coefficients_that_are_none(lab, wsmerge, direction, told):
+    done = wsmerge("steer", lab / "base", "Is it?", "-d", f"{lab}/{direction}")
+    assert done.code in (1, 2)
+    assert told in done.err
+
+
+def test_nothing_to_answer(lab):
+    with pytest.raises(UsageError, match="no prompt"):
+        next(package.answers(str(lab / "base"), {}, ()))
+
