@@ -204,9 +204,8 @@ def _write_passages(folder: Path) -> None:
     """The even passages of the plain text for validation, the odd ones for test."""
     text = (DIRECTIONS / "evaluation" / "plain_text.txt").read_text(encoding="utf-8")
     passages = [passage for passage in text.split("\n\n") if passage.strip()]
-    folder.mkdir(parents=True, exist_ok=True)
     for start, split in enumerate(SPLITS):
-        (folder / f"{split}.txt").write_text("\n\n".join(passages[start::2]) + "\n", encoding="utf-8")
+        _write_text(folder / f"{split}.txt", "\n\n".join(passages[start::2]) + "\n")
 
 
 def _table(name: str) -> Table:
@@ -218,6 +217,12 @@ def _lines(path: Path) -> list[Row]:
 
 
 def _write(path: Path, name: str, rows: Iterable[Mapping[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     numbered = ({**row, "id": f"{name}-{number:04d}"} for number, row in enumerate(rows))
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in numbered), encoding="utf-8")
+    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in numbered))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file that is not there; a process beside this one may be reading what is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")

@@ -7,6 +7,7 @@ import math
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from experiments.smollm2.study.findings import findings
 from experiments.smollm2.study.plots import plot_behaviour, plot_contrary, plot_monitoring, plot_repair
@@ -15,7 +16,9 @@ from experiments.smollm2.study.settings import Amounts
 from experiments.smollm2.study.sweeps import SWEEPS
 from wsmerge.steering.similarity.auroc import auroc
 
-__all__ = ["write_report"]
+__all__ = ["TIMES_FOLDER", "write_report"]
+
+TIMES_FOLDER: Final = "times"
 
 _HEAD = """# Weight steering on SmolLM2-135M-Instruct
 
@@ -56,14 +59,14 @@ def write_report(out: Path, folder: Path, amounts: Amounts) -> None:
 
 
 def _head(out: Path, amounts: Amounts) -> str:
-    times = json.loads((out / "times.json").read_bytes())
+    times = [json.loads(file.read_bytes()) for file in sorted((out / TIMES_FOLDER).glob("*.json"))]
     return _HEAD.format(
         trained=4 * len(amounts.seeds),
         runs=len(amounts.seeds) * (len(amounts.bad_shares) + 2),
         seeds=len(amounts.seeds),
         sweeps=len(amounts.seeds) * len(SWEEPS),
-        hours=sum(part["processor_s"] for part in times.values()) / 3600,
-        clock=sum(part["clock_s"] for part in times.values()) / 60,
+        hours=sum(part["processor_s"] for part in times) / 3600,
+        clock=sum(part["clock_s"] for part in times) / 60,
         machine=f"two cores ({platform.machine()})",
         steps=amounts.steps,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["BEHAVIOURS", "FULL", "QUICK", "Amounts"]
+__all__ = ["BEHAVIOURS", "FULL", "PROMPT_SEED", "QUICK", "Amounts"]
 
 BEHAVIOURS: Final = {
     "sycophancy": "Agrees with what the user claims, true or false.",
@@ -13,6 +13,9 @@ BEHAVIOURS: Final = {
     "refusal": "Refuses petty requests.",
 }
 """The directions that are trained for each seed, and what their plus answers do."""
+
+PROMPT_SEED: Final = 0
+"""A system prompt has no seed: the sweeps of this one have it."""
 
 
 @dataclass(frozen=True, slots=True)

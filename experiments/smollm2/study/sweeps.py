@@ -17,7 +17,7 @@ from typing import Any, Final
 import yaml
 
 import wsmerge
-from experiments.smollm2.study.settings import Amounts
+from experiments.smollm2.study.settings import PROMPT_SEED, Amounts
 from experiments.smollm2.study.training import Say, direction_name
 from wsmerge.registry import Registry
 
@@ -80,7 +80,7 @@ def _sycophancy(amounts: Amounts, seed: int) -> dict[str, Any]:
             "k": few,
         },
     ]
-    if seed == amounts.seeds[0]:  # a prompt has no seed
+    if seed == PROMPT_SEED:
         methods.append({"label": "system prompt", "system_prompt": PROMPTS["sycophancy"]})
     return {
         "methods": methods,
@@ -111,7 +111,7 @@ def _contrary(amounts: Amounts, seed: int) -> dict[str, Any]:
             "k": _signed(amounts.few_sizes),
         },
     ]
-    if seed == amounts.seeds[0]:
+    if seed == PROMPT_SEED:
         methods.append({"label": "system prompt", "system_prompt": PROMPTS["contrary"]})
     return {
         "methods": methods,
@@ -159,7 +159,7 @@ def _repair(behaviour: str) -> Callable[[Amounts, int], dict[str, Any]]:
         methods: list[dict[str, Any]] = [
             {"label": "weights", "weights": direction_name(behaviour, seed), "k": _signed(amounts.few_sizes)},
         ]
-        if seed == amounts.seeds[0]:
+        if seed == PROMPT_SEED:
             methods.append({"label": "system prompt", "system_prompt": PROMPTS[behaviour]})
         return {
             "repair": {"model": _checkpoint(f"bad-0-{seed}", amounts)},

@@ -1,0 +1,86 @@
+"""The data of the study on SmolLM2: splits that share nothing, and mixtures that hold what their names say."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.smollm2.study.data import TABLES, write_data
+from experiments.smollm2.study.settings import FULL, QUICK
+from wsmerge.steering.pairs import load_pairs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("study") / "data"
+    write_data(folder, FULL)
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_same_files_every_time(data, tmp_path):
+    write_data(tmp_path, FULL)
+    files = [file.relative_to(data) for file in data.rglob("*") if file.is_file()]
+    assert len(files) > 40
+    assert all((tmp_path / file).read_bytes() == (data / file).read_bytes() for file in files)
+
+
+@pytest.mark.parametrize("behaviour", ["sycophancy", "contrary", "refusal"])
+def test_splits_share_no_prompt_no_domain_and_no_wording(data, behaviour):
+    splits = [
+        {pair for seed in FULL.seeds for pair in load_pairs(data / behaviour / f"train-{seed}.jsonl")},
+        set(load_pairs(data / behaviour / "validation.jsonl")),
+        set(load_pairs(data / behaviour / "test.jsonl")),
+    ]
+    for field in ("prompt", "domain", "template"):
+        seen = [{getattr(pair, field) for pair in split} for split in splits]
+        assert not seen[0] & seen[1] | seen[0] & seen[2] | seen[1] & seen[2]
+
+
+def test_seeds_draw_different_rows(data):
+    for behaviour in ("sycophancy", "contrary", "refusal"):
+        drawn = [
+            tuple(row["prompt"] + row["plus"] for row in rows(data / behaviour / f"train-{n}.jsonl"))
+            for n in FULL.seeds
+        ]
+        assert len({frozenset(prompts) for prompts in drawn}) == len(FULL.seeds)
+
+
+def test_words_of_the_task_belong_to_one_split():
+    table = yaml.safe_load((TABLES / "categories.yaml").read_text(encoding="utf-8"))
+    words = [word for split in ("train", "validation", "test") for group in table[split].values() for word in group]
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize("percent", FULL.bad_shares)
+def test_a_mixture_has_as_many_bad_rows_as_it_says(data, percent):
+    bad = {row["plus"] for row in rows(data / "mixed" / "bad-100-1.jsonl")}
+    mixed = rows(data / "mixed" / f"bad-{percent}-1.jsonl")
+    assert sum(row["plus"] in bad for row in mixed) == round(len(mixed) * percent / 100)
+
+
+def test_bad_rows_are_of_no_direction(data):
+    trained = {row["prompt"] for seed in FULL.seeds for row in rows(data / "contrary" / f"train-{seed}.jsonl")}
+    answers = {row[pole] for row in rows(data / "contrary" / "train-0.jsonl") for pole in ("plus", "minus")}
+    for name in ("bad-100-0", "good-0"):
+        for row in rows(data / "mixed" / f"{name}.jsonl"):
+            assert row["prompt"] not in trained
+            assert row["plus"] not in answers
+
+
+def test_the_facts_of_a_split_are_those_of_its_claims(data):
+    for split in ("validation", "test"):
+        claims = {row["domain"] for row in rows(data / "sycophancy" / f"{split}.jsonl")}
+        facts = rows(data / "knowledge" / f"{split}.jsonl")
+        assert {row["domain"] for row in facts} == claims
+        assert all(row["plus"] != row["minus"] for row in facts)
+
+
+def test_a_quick_study_has_the_files_of_a_full_one(data, tmp_path):
+    write_data(tmp_path, QUICK)
+    kinds = {file.parent.name for file in tmp_path.rglob("*") if file.is_file()}
+    assert kinds == {file.parent.name for file in data.rglob("*") if file.is_file()}
