@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsmerge.api.references import opened
+from wsmerge.core.alone import alone_in
 from wsmerge.engine.locate import locate_model
 from wsmerge.registry import Direction, Registry, open_registry
 
@@ -47,7 +48,7 @@ def sweep(
         UsageError: a bad sweep file, bad items, or another sweep's journal in `out`.
         BaseMismatchError: a direction or an adapter that does not fit the base.
         JudgeError: a judge failed; what was answered and scored is kept, and the same call goes on.
-        OutputError: `out` cannot be written.
+        OutputError: `out` cannot be written, or another process works there.
     """
     from wsmerge.steering.sweep.evaluations import write_evaluations  # noqa: PLC0415 - as below
     from wsmerge.steering.sweep.files import write_results  # noqa: PLC0415 - needs torch
@@ -66,7 +67,7 @@ def sweep(
     with Lab(settings, folder, store or open_registry()) as lab:
         digests = {name: source.digest for name, source in lab.sources.items()}
         digest = sweep_digest(settings, folder, digests, lab.models)
-        with Journal(Path(out), digest, restart=restart) as journal:
+        with alone_in(Path(out)), Journal(Path(out), digest, restart=restart) as journal:
             running = Sweep(settings, lambda: lab.subject, scorers, journal, progress)
             result = running.run(lab.contestants(), lab.original if settings.repair else None)
         write_results(result, Path(out), plots=plots)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wsmerge.api.directions import Details, extract
 from wsmerge.api.placing import checked_version, target_of
+from wsmerge.core.alone import alone_in
 from wsmerge.engine.locate import locate_model
 from wsmerge.errors import UsageError
 from wsmerge.registry import DatasetRecord, Direction, Registry
@@ -57,7 +58,7 @@ def make_pairs(
         UsageError: a bad trait file, no model, or answers of another model in `out`.
         JudgeError: the judge failed; answers and scores so far are kept.
         PairsError: no pair is left; the report says why.
-        OutputError: `out` cannot be written.
+        OutputError: `out` cannot be written, or another process works there.
     """
     from wsmerge.steering.pairs.making import make_pairs as make  # noqa: PLC0415 - needs torch
     from wsmerge.steering.pairs.trait import load_trait  # noqa: PLC0415 - only this needs it
@@ -77,7 +78,8 @@ def make_pairs(
         loaded = load_model(folder, dtype=dtype, device=chosen_device(device))
         return Sampler(loaded, load_tokenizer(folder), settings.generation, settings.seed)
 
-    return make(settings, folder, Path(out), sampler, progress=progress)
+    with alone_in(Path(out)):
+        return make(settings, folder, Path(out), sampler, progress=progress)
 
 
 def check_pairs(files: Sequence[Path | str]) -> CheckedPairs:

@@ -146,7 +146,7 @@ def test_a_state_of_a_gpu_goes_on_without_one(base, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_one(base, tmp_path):
     file = write_config(tmp_path / "c", steps=1)
-    with pytest.raises(OutputError, match="no empty folder"):
+    with pytest.raises(OutputError, match="is no folder"):
         train_pair(file, base, file)
     with pytest.raises(OutputError, match="cannot be written"):
         train_pair(file, base, file / "below")

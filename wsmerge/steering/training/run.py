@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import torch
 
+from wsmerge.core.alone import alone_in
 from wsmerge.core.files import file_sha256, make_folder, replace_synced, staged_folder
 from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.chat import pad_id
@@ -115,33 +116,41 @@ def train_pair(
     Raises:
         UsageError: the configuration is bad, or what is in `out_dir` came of other settings, data or base.
         PairsError: a pair file is bad.
-        OutputError: a training is in `out_dir` already, and `resume` is false; or `out_dir` cannot be written.
+        OutputError: a training is in `out_dir` already, and `resume` is false; another process works there; or it cannot
+            be written.
         NonFiniteError: a loss is not finite.
         KeyboardInterrupt: interrupted, after a checkpoint.
     """
     config = load_train_config(config_file)
     data = load_data(config, config_file.parent)
-    _begin(out_dir, _identity(config, data, base), resume=resume)
-    for unfinished in out_dir.glob(".*.partial"):  # of a training that was killed while it saved
-        shutil.rmtree(unfinished)
-    over = base
-    if config.add_biases:
-        over = out_dir / "base"
-        if not over.exists():
-            with_zero_biases(base, config.target_modules, over)
-    outcomes: dict[Run, Outcome] = {}
-    for run in config.runs:
-        checkpoints = Checkpoints(out_dir / "checkpoints" / run, config.checkpoint_every)
-        notes = out_dir / f"{run}.json"
-        if not (out_dir / run).exists():
-            train_pole(
-                config, data.train, run, over, out_dir / run,
-                validation=data.validation, device=device, checkpoints=checkpoints, notes=notes, progress=progress,
-            )  # fmt: skip
-        outcomes[run] = _read_outcome(notes)
-        shutil.rmtree(checkpoints.folder, ignore_errors=True)
-    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    with alone_in(out_dir):
+        _begin(out_dir, _identity(config, data, base), resume=resume)
+        for unfinished in out_dir.glob(".*.partial"):  # of a training that was killed while it saved
+            shutil.rmtree(unfinished)
+        over = base
+        if config.add_biases:
+            over = out_dir / "base"
+            if not over.exists():
+                with_zero_biases(base, config.target_modules, over)
+        outcomes = {run: _train_or_read(run, config, data, over, out_dir, device, progress) for run in config.runs}
+        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
     return Trained(over, {run: out_dir / run for run in config.runs}, outcomes, data)
+
+
+def _train_or_read(
+    run: Run, config: TrainConfig, data: Data, base: Path, out_dir: Path, device: str, progress: Progress | None
+) -> Outcome:
+    """Train what is not there yet, and tell how it went."""
+    checkpoints = Checkpoints(out_dir / "checkpoints" / run, config.checkpoint_every)
+    notes = out_dir / f"{run}.json"
+    if not (out_dir / run).exists():
+        train_pole(
+            config, data.train, run, base, out_dir / run,
+            validation=data.validation, device=device, checkpoints=checkpoints, notes=notes, progress=progress,
+        )  # fmt: skip
+    outcome = _read_outcome(notes)
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    return outcome
 
 
 def train_pole(  # noqa: PLR0913 - half of them are keywords with defaults
