@@ -81,6 +81,10 @@ def print_found(output: Output, found: FoundBoth, *, empty: str) -> None:
     if found.unasked is not None:
         output.note(f"the Hub was not searched: {found.unasked.message}")
     elif found.repos:
+        from wsmerge.registry.hub.search import FOUND_AT_MOST
+
+        if len(found.repos) >= FOUND_AT_MOST:
+            output.note(f"of the Hub the first {len(found.repos)} are shown; more words find fewer")
         output.note("next: wsmerge pull OWNER/REPO")
 
 

@@ -237,7 +237,7 @@ def _begin(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
     if file.exists() and resume:
         _check_same(_read(file), identity, file)
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if any(folder.iterdir()):
         raise OutputError(
             "a training is there already" if file.exists() else "exists and is no empty folder",
             where=str(folder),
