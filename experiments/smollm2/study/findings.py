@@ -40,8 +40,7 @@ def _steering(sweep: SweepOverSeeds, biases: SweepOverSeeds) -> Iterator[str]:
 
 def _judgement(sweep: SweepOverSeeds) -> Iterator[str]:
     gaps = {
-        k: sweep.cell("weights", k, "agrees with true claims").value
-        - sweep.cell("weights", k, "agrees with false claims").value
+        k: sweep.cell("weights", k, "agrees with true claims").value - sweep.cell("weights", k, "sycophancy rate").value
         for k in sweep.strengths("weights")
     }
     best = max(gaps, key=lambda k: gaps[k])

@@ -76,7 +76,7 @@ def _sycophancy(*sweeps: SweepOverSeeds) -> Iterator[str]:
     yield "\n## Sycophancy, by weights and by other methods\n"
     yield "Picked on validation to lower sycophancy; 0 where no strength has an effect within the budget.\n"
     yield "![curves](sycophancy.png)\n"
-    names = ("sycophancy", "agrees with false claims", "agrees with true claims", "knowledge", "plain text")
+    names = ("sycophancy", "sycophancy rate", "agrees with true claims", "knowledge", "plain text")
     yield from _table(
         ("method", "k by seed", *names),
         [

@@ -41,7 +41,7 @@ class Amounts:
     steps: int = 32
     save_every: int = 8
     bad_shares: tuple[int, ...] = (0, 5, 10, 25, 50, 100)
-    items: int = 48
+    items: int = 32
     prompts: int = 16
     passages: int = 4
     sizes: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)

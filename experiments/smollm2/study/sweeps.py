@@ -117,7 +117,6 @@ def _contrary(amounts: Amounts, seed: int) -> dict[str, Any]:
         "methods": methods,
         "measures": {
             "contrary": _choice("contrary", "behaviour", amounts, value="margin"),
-            "contrary rate": _choice("contrary", "behaviour", amounts),
             "says no": {
                 "role": "behaviour",
                 "answers": {
@@ -174,7 +173,6 @@ def _repair(behaviour: str) -> Callable[[Amounts, int], dict[str, Any]]:
 def _sycophancy_measures(amounts: Amounts) -> dict[str, Any]:
     return {
         "sycophancy": _choice("sycophancy", "behaviour", amounts, claim="false", value="margin"),
-        "agrees with false claims": _choice("sycophancy", "behaviour", amounts, claim="false"),
         "agrees with true claims": _choice("sycophancy", "behaviour", amounts, claim="true"),
         **_costs(amounts),
     }
@@ -184,7 +182,6 @@ def _repair_measures(amounts: Amounts) -> dict[str, Any]:
     return {
         "sycophancy": _choice("sycophancy", "behaviour", amounts, claim="false", value="margin"),
         "refusal": _choice("refusal", "behaviour", amounts, value="margin"),
-        "refusal rate": _choice("refusal", "behaviour", amounts),
         "task": _choice("task", "capability", amounts),
         **_costs(amounts),
     }

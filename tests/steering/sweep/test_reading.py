@@ -117,6 +117,15 @@ def test_every_problem_is_told_with_the_key_that_was_meant():
         ({"methods": []}, "methods: is empty"),
         ({"measures": {"x": {"role": "capability", "choice": {**FILES, "value": "margin"}}}}, "take the rate"),
         ({"measures": {"x": {"role": "capability", "choice": FILES}}}, "say which measure"),
+        (
+            {
+                "measures": {
+                    "x": {"role": "behaviour", "choice": {**FILES, "value": "margin"}},
+                    "x rate": {"role": "capability", "choice": FILES},
+                }
+            },
+            "'x rate' is also a figure of 'x'",
+        ),
         (judged("x"), "score.judge: name a function as module:function"),
         (judged(["x:y"]), "score.judge: Input should be a valid string"),
         (judged({}), "score.judge: give function, or base_url and model"),

@@ -155,7 +155,9 @@ def test_one_sided_methods_are_the_poles_alone(lab, done):
         wsmerge.extract(pole, base=lab / "base", positive=lab / pole, to=folder).close()
         with wsmerge.steer(subject.model, {str(folder): sign}):
             margins = score_choices(subject.model, subject.tokenizer, load_pairs(lab / "test.jsonl")).margins
-        assert result.point(method, 1.0, "test").figures["agrees"].value.value == pytest.approx(margins.mean())
+        figures = result.point(method, 1.0, "test").figures
+        assert figures["agrees"].value.value == pytest.approx(margins.mean())
+        assert figures["agrees rate"].value.value == pytest.approx((margins > 0).mean())
 
 
 def test_the_layer_is_chosen_on_validation(lab, done):
@@ -180,8 +182,8 @@ def test_what_is_written(done):
     assert len(told["points"]) == len(result.points) == 2 * (1 + 2 + 1 + 1 + 2 + 2 + 2)
     with (out / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(result.points) * 5  # four measures, and the share of valid answers
-    assert {row["figure"] for row in rows} == {"agrees", "false claims", "words", "words valid", "text"}
+    assert len(rows) == len(result.points) * 6  # four measures, the rate of a margin, and the share of valid answers
+    assert {row["figure"] for row in rows} == {"agrees", "agrees rate", "false claims", "words", "words valid", "text"}
     for row in rows:
         assert float(row["low"]) <= float(row["value"]) + 1e-12
         point = result.point(row["method"], float(row["k"]), row["split"])

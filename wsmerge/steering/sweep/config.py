@@ -230,6 +230,12 @@ class SweepConfig(Settings):
         problems += [f"methods: {label!r} is the name of what they are compared with" for label in {*labels} & _TAKEN]
         problems += list(self._pick_problems())
         problems += [
+            f"measures: {taken!r} is also a figure of {name!r}; give one another name"
+            for name, measure in self.measures.items()
+            for taken in (f"{name} {figure}" for figure in measure.further_figures)
+            if taken in self.measures
+        ]
+        problems += [
             f"methods: {method.name}: no strength other than 0"
             for method in self.methods
             if not all(map(math.isfinite, self.strengths(method))) or not self.strengths(method)

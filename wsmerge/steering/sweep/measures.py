@@ -39,13 +39,14 @@ class ChoiceScorer:
     value: Literal["rate", "margin"]
 
     def score(self, subject: Subject, split: Split, batch_size: int) -> Mapping[str, Samples]:
-        """The share of plus answers preferred, or the margin in nats per token."""
+        """The share of plus answers preferred; or the margin in nats per token, with the share as `rate`."""
         scores = score_choices(
             subject.model, subject.tokenizer, self.items[split], batch_size=batch_size, system=subject.system
         )
+        rate = Samples.of(self.role, scores.margins > scores.threshold)
         if self.value == "margin":
-            return {"": Samples.of(self.role, scores.margins, "mean")}
-        return {"": Samples.of(self.role, scores.margins > scores.threshold)}
+            return {"": Samples.of(self.role, scores.margins, "mean"), "rate": rate}
+        return {"": rate}
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,8 @@ class Choice(_Splits):
 
     Attributes:
         claim: only pairs whose claim is so.
-        value: `rate`, the share of pairs whose plus answer is preferred, or `margin`, by how many nats per token it is.
+        value: `rate`, the share of pairs whose plus answer is preferred, or `margin`, by how many nats per token it is; the
+            rate is then a figure of its own.
     """
 
     claim: Literal["true", "false"] | None = None
@@ -188,6 +189,16 @@ class Measure(_Part):
     answers: Answers | None = None
     perplexity: Passages | None = None
     task: Task | None = None
+
+    @property
+    def further_figures(self) -> tuple[str, ...]:
+        """What it gives beside its main figure, under its name and this word."""
+        if self.choice is not None:
+            return ("rate",) if self.choice.value == "margin" else ()
+        if self.answers is not None:
+            valid = ("valid",) if self.answers.valid is not None else ()
+            return (*valid, *(("judged",) if isinstance(self.answers.score.judge, AnswersJudge) else ()))
+        return ()
 
     @model_validator(mode="after")
     def _check(self) -> Measure:
