@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Final
 
-from experiments.smollm2.study.results import Readings, SweepOverSeeds, mean
+from experiments.smollm2.study.results import CLEAN_RUNS, WATCHED, Readings, SweepOverSeeds, mean
 from experiments.smollm2.study.settings import Amounts
-from wsmerge.steering.similarity.auroc import auroc
 
 __all__ = ["findings"]
+
+CLEARLY_APART: Final = 0.9
+"""AUROC."""
 
 
 def findings(sweeps: Mapping[str, SweepOverSeeds], readings: Readings, amounts: Amounts) -> Iterator[str]:
@@ -87,24 +90,45 @@ def _repairs(sweeps: Mapping[str, SweepOverSeeds]) -> Iterator[str]:
 
 
 def _watching(readings: Readings, amounts: Amounts) -> Iterator[str]:
-    last = readings.steps[-1]
-    clean = [value for run in ("bad-0", "good") for value in readings.cosines("contrary", run, last)]
+    first, last = readings.steps[0], readings.steps[-1]
     shares = [percent for percent in amounts.bad_shares if percent]
-    told = {percent: auroc(readings.cosines("contrary", f"bad-{percent}", last), clean) for percent in shares}
-    means = [mean(readings.cosines("contrary", f"bad-{percent}", last)) for percent in amounts.bad_shares]
+    means = [mean(readings.cosines(WATCHED, f"bad-{percent}", last)) for percent in amounts.bad_shares]
     rising = all(low < high for low, high in pairwise(means))
     yield (
         f"- The cosine with the trait's direction {'rises' if rising else 'does not always rise'} with the share of bad data "
-        f"({', '.join(f'{percent} %: {value:+.4f}' for percent, value in zip(amounts.bad_shares, means, strict=True))}); "
-        f"AUROC against clean runs {', '.join(f'{percent} %: {value:.2f}' for percent, value in told.items())}."
+        f"({', '.join(f'{percent} %: {value:+.4f}' for percent, value in zip(amounts.bad_shares, means, strict=True))}); cosines "
+        f"are small, as in the paper. AUROC against clean runs: {_aurocs(readings, WATCHED, shares, last)}; already after "
+        f"{first} of {last} steps: {_aurocs(readings, WATCHED, shares, first)}."
     )
-    first = readings.steps[0]
-    early = [value for run in ("bad-0", "good") for value in readings.cosines("contrary", run, first)]
-    found = {percent: auroc(readings.cosines("contrary", f"bad-{percent}", first), early) for percent in shares}
+    share = shares[len(shares) // 2]
+    apart = {
+        clean: [
+            name
+            for name in readings.directions
+            if name != WATCHED and readings.auroc(name, share, last, (clean,)) > CLEARLY_APART
+        ]
+        for clean in CLEAN_RUNS
+    }
     yield (
-        f"- Already after {first} of {last} steps the AUROC is "
-        f"{', '.join(f'{value:.2f} ({percent} %)' for percent, value in found.items())}."
+        f"- Controls tell the runs of {share} % from clean ones too (AUROC above {CLEARLY_APART}): from those of 0 % "
+        f"{_list(apart['bad-0'])}, from `good` {_list(apart['good'])}. What rises for a control follows rows that are unlike "
+        "the task's, bad or good, or is a trait of the same kind; a reading means something beside its controls."
     )
+    clean = [
+        abs(z) for name in readings.directions for run in CLEAN_RUNS for z in readings.cosines(name, run, last, "z")
+    ]
+    yield (
+        f"- The band of random directions is no test by itself: readings of clean runs lie {mean(clean):.0f} of its standard "
+        "deviations from 0 on average. Fine-tunes of one model share much; clean runs and controls are what to compare with."
+    )
+
+
+def _aurocs(readings: Readings, direction: str, shares: Sequence[int], step: int) -> str:
+    return ", ".join(f"{readings.auroc(direction, percent, step):.2f} ({percent} %)" for percent in shares)
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _count(effects: Sequence[float | None], sign: int) -> str:

@@ -11,10 +11,9 @@ from typing import Final
 
 from experiments.smollm2.study.findings import findings
 from experiments.smollm2.study.plots import plot_behaviour, plot_contrary, plot_monitoring, plot_repair
-from experiments.smollm2.study.results import Cell, Readings, SweepOverSeeds, mean
+from experiments.smollm2.study.results import CLEAN_RUNS, WATCHED, Cell, Readings, SweepOverSeeds, mean
 from experiments.smollm2.study.settings import Amounts
 from experiments.smollm2.study.sweeps import SWEEPS
-from wsmerge.steering.similarity.auroc import auroc
 
 __all__ = ["TIMES_FOLDER", "write_report"]
 
@@ -23,7 +22,7 @@ TIMES_FOLDER: Final = "times"
 _HEAD = """# Weight steering on SmolLM2-135M-Instruct
 
 `python -m experiments.smollm2.study`: {trained} directions and {runs} fine-tunes over {seeds} seeds, {sweeps} sweeps;
-{hours:.1f} hours of processor time ({clock:.0f} minutes) on {machine}. Every figure below is of this run.
+{hours:.1f} hours of processor time on {machine}. Every figure below is of this run.
 
 A seed chooses rows, their order and LoRA's first factors. LoRA of rank 32 on all linear modules, {steps} steps of 8 rows,
 learning rate 1e-3. Models are steered and measured in bfloat16. Strengths are picked on validation (the largest effect that
@@ -66,7 +65,6 @@ def _head(out: Path, amounts: Amounts) -> str:
         seeds=len(amounts.seeds),
         sweeps=len(amounts.seeds) * len(SWEEPS),
         hours=sum(part["processor_s"] for part in times) / 3600,
-        clock=sum(part["clock_s"] for part in times) / 60,
         machine=f"two cores ({platform.machine()})",
         steps=amounts.steps,
     )
@@ -151,28 +149,39 @@ def _repair(sweeps: dict[str, SweepOverSeeds]) -> Iterator[str]:
 
 def _monitoring(readings: Readings, amounts: Amounts) -> Iterator[str]:
     last = readings.steps[-1]
+    runs = (*(f"bad-{percent}" for percent in amounts.bad_shares), "good")
     yield "\n## Monitoring of fine-tunes with bad data\n"
     yield (
         "Fine-tunes of the task in which contrary answers (other subjects and wordings than the direction's) take the place of "
         f"some rows; cosine of the update with each direction after {last} steps, over all seeds of runs and directions, which "
-        "share none. `good` has helpful answers to the prompts of the bad rows. AUROC: the chance that such a run has a higher "
-        "cosine with `contrary` than one without bad rows (0 % and `good`).\n"
+        "share none. `good` has helpful answers to the prompts of the bad rows. sycophancy and refusal are directions of this "
+        "study, formality and caution the bundled ones. z is the cosine in standard deviations of random directions of the same "
+        "spectrum.\n"
     )
     yield "![cosines](monitoring.png)\n"
-    clean = [value for run in ("bad-0", "good") for value in readings.cosines("contrary", run, last)]
+    controls = [name for name in readings.directions if name != WATCHED]
     rows = []
-    for run in (*(f"bad-{percent}" for percent in amounts.bad_shares), "good"):
-        found = readings.cosines("contrary", run, last)
-        told = "" if run in {"bad-0", "good"} else f"{auroc(found, clean):.2f}"
-        z = mean(readings.cosines("contrary", run, last, "z"))
-        others = (_range(readings.cosines(name, run, last)) for name in readings.directions if name != "contrary")
-        rows.append((run, _range(found), f"{z:+.1f}", told, *others))
-    controls = [name for name in readings.directions if name != "contrary"]
-    yield from _table(("run", "contrary: cosine", "z", "AUROC", *controls), rows)
+    for run in runs:
+        z = mean(readings.cosines(WATCHED, run, last, "z"))
+        cosines = (_range(readings.cosines(name, run, last)) for name in (WATCHED, *controls))
+        rows.append((run, f"{z:+.0f}", *cosines))
+    yield from _table(("run", f"z of {WATCHED}", WATCHED, *controls), rows)
     yield (
-        "\nOf the controls sycophancy and refusal are of this study, formality and caution are the bundled ones. z is the "
-        "cosine in standard deviations of random directions of the same spectrum."
+        "\nAUROC: the chance that a reading of such a run is above one of a run without bad rows (0 % and `good`); in brackets, "
+        "of a run of 0 % alone. Readings of one run with the directions of several seeds are not independent.\n"
     )
+    rows = [
+        (f"{percent} %", *(_auroc(readings, name, percent) for name in (WATCHED, *controls)))
+        for percent in amounts.bad_shares
+        if percent
+    ]
+    yield from _table(("bad rows", WATCHED, *controls), rows)
+
+
+def _auroc(readings: Readings, direction: str, percent: int) -> str:
+    last = readings.steps[-1]
+    alone = readings.auroc(direction, percent, last, CLEAN_RUNS[:1])
+    return f"{readings.auroc(direction, percent, last):.2f} ({alone:.2f})"
 
 
 def _ks(sweep: SweepOverSeeds, method: str) -> str:

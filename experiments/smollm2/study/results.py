@@ -7,13 +7,19 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from experiments.smollm2.study.monitoring import MONITOR_FILE
 from experiments.smollm2.study.settings import Amounts
 from experiments.smollm2.study.sweeps import sweep_folder
+from wsmerge.steering.similarity.auroc import auroc
 
-__all__ = ["Cell", "Readings", "SweepOverSeeds"]
+__all__ = ["CLEAN_RUNS", "WATCHED", "Cell", "Readings", "SweepOverSeeds", "mean"]
+
+WATCHED: Final = "contrary"
+"""The direction that monitoring watches for; the others are controls."""
+CLEAN_RUNS: Final = ("bad-0", "good")
+"""Fine-tunes without bad rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +162,12 @@ class Readings:
     def directions(self) -> list[str]:
         """Watched directions and controls, without their seeds."""
         return list(dict.fromkeys(_unseeded(row["direction"]) for row in self.rows))
+
+    def auroc(self, direction: str, percent: int, step: int, clean_runs: Sequence[str] = CLEAN_RUNS) -> float:
+        """The chance that a cosine of a run with so many percent of bad rows is above one of a run without; NaN of none."""
+        clean = [value for run in clean_runs for value in self.cosines(direction, run, step)]
+        found = self.cosines(direction, f"bad-{percent}", step)
+        return auroc(found, clean) if found and clean else math.nan
 
     def null_std(self, direction: str, step: int) -> float:
         """The largest standard deviation of random directions' cosines at a step."""

@@ -104,11 +104,11 @@ def _contrary(amounts: Amounts, seed: int) -> dict[str, Any]:
     pairs = f"../../data/contrary/train-{seed}.jsonl"
     methods: list[dict[str, Any]] = [
         {"label": "weights", "weights": name, "k": _signed(amounts.sizes)},
-        {"label": "plus pole", "adapter": f"../../directions/{name}/plus", "k": _signed(amounts.few_sizes)},
+        {"label": "plus pole", "adapter": f"../../directions/{name}/plus", "k": list(amounts.few_sizes)},
         {
             "label": "activations, all layers",
             "activation": {"pairs": pairs, "layer": "all", "items": amounts.items},
-            "k": _signed(amounts.few_sizes),
+            "k": list(amounts.few_sizes),
         },
     ]
     if seed == PROMPT_SEED:
