@@ -79,13 +79,19 @@ def _repairs(sweeps: Mapping[str, SweepOverSeeds]) -> Iterator[str]:
         sweep = sweeps[f"repair-{behaviour}"]
         base = sweep.cell("base", 0.0, behaviour).value
         drifted = sweep.cell("weights", 0.0, behaviour).value
-        repaired = sweep.picked("weights", behaviour).value
-        back = (repaired - drifted) / (base - drifted) if base != drifted else float("nan")
+        held_out = [sweep.cell(model, 0.0, behaviour, split="validation").value for model in ("base", "weights")]
+        k = sweep.nearest("weights", behaviour)
         yield (
-            f"- The fine-tune moves {behaviour} from {base:+.2f} to {drifted:+.2f} nats; `k * w` (k = "
-            f"{', '.join(f'{k:g}' for k in sweep.picks('weights'))}) brings it to {repaired:+.2f} ({back:.0%} of the way back) "
-            f"and leaves the task at {sweep.picked('weights', 'task').value:.0%}. Joint training with corrections: "
-            f"{tuned.cell('joint training', 1.0, behaviour).value:+.2f}."
+            f"- The fine-tune moves {behaviour} on test prompts from {base:+.2f} to {drifted:+.2f} nats, and on validation prompts, "
+            f"of other wordings, from {held_out[0]:+.2f} to {held_out[1]:+.2f}. With k picked on validation "
+            f"({', '.join(f'{one:g}' for one in sweep.picks('weights'))}) it comes to "
+            f"{sweep.picked('weights', behaviour).value:+.2f}: a drift that does not show on validation is not repaired. Read off "
+            f"the test curve, k = {k:g} is nearest to the base: {sweep.cell('weights', k, behaviour).value:+.2f}, with the task at "
+            f"{sweep.cell('weights', k, 'task').value:.0%}, knowledge {sweep.cell('weights', k, 'knowledge').value:.0%} and "
+            f"perplexity {sweep.cell('weights', k, 'plain text').value:.1f} (fine-tune: "
+            f"{sweep.cell('weights', 0.0, 'knowledge').value:.0%} and {sweep.cell('weights', 0.0, 'plain text').value:.1f}; base: "
+            f"{sweep.cell('base', 0.0, 'knowledge').value:.0%} and {sweep.cell('base', 0.0, 'plain text').value:.1f}). Joint "
+            f"training with corrections: {tuned.cell('joint training', 1.0, behaviour).value:+.2f}."
         )
 
 

@@ -145,6 +145,17 @@ def _repair(sweeps: dict[str, SweepOverSeeds]) -> Iterator[str]:
             for method in sweep.methods
         ]
     yield from _table(("model", "k by seed", *names), rows)
+    yield "\nAll strengths, on test; nothing is chosen here."
+    for behaviour in ("sycophancy", "refusal"):
+        sweep = sweeps[f"repair-{behaviour}"]
+        yield f"\nThe fine-tune with k times {behaviour}:\n"
+        yield from _table(
+            ("k", *names),
+            [
+                (f"{k:+g}", *(_cell(sweep.cell("weights", k, name), name) for name in names))
+                for k in sweep.strengths("weights")
+            ],
+        )
 
 
 def _monitoring(readings: Readings, amounts: Amounts) -> Iterator[str]:

@@ -84,6 +84,11 @@ class SweepOverSeeds:
         """The strength that each seed picked; 0 where none has an effect within the budget."""
         return [pick for one in self._sweeps if (pick := _pick(one, method)) is not None]
 
+    def nearest(self, method: str, figure: str) -> float:
+        """The strength whose mean over seeds, on test, is nearest to the base's: read off the curve, not chosen beforehand."""
+        base = self.cell("base", 0.0, figure).value
+        return min(self.strengths(method), key=lambda k: abs(self.cell(method, k, figure).value - base))
+
     def effects(self, method: str) -> list[float | None]:
         """The change of the target on test at the picked strength, by seed; None where the method was not measured."""
         found: list[float | None] = []
