@@ -25,7 +25,7 @@ from wsmerge.errors import (
     RecipeError,
 )
 from wsmerge.steering.pairs import Pair
-from wsmerge.steering.training import TrainConfig, train_pole
+from wsmerge.steering.training import Data, TrainConfig, train_pole
 
 # peft 0.21 asks transformers 5.23 for a property under its old name.
 pytestmark = [
@@ -55,7 +55,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target_modules=modules,
         )
         for pole in ("plus", "minus"):
-            train_pole(config, pairs, pole, base, folder / name / pole)
+            train_pole(config, Data(pairs), pole, base, folder / name / pole)
     return folder
 
 

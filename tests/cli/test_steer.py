@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 import wsmerge as package
-from tests.builders import make_adapter
-from tests.steering.sweep.test_sweep import SHAPES
-from tests.steering.tiny import save_tiny_base
+from tests.cli.tiny_lab import save_tiny_lab
 from wsmerge.errors import UsageError
 from wsmerge.steering.evaluation import generate
 from wsmerge.steering.loading import load_model, load_tokenizer
@@ -20,11 +18,7 @@ PROMPTS = ("Is it?", "What is the matter?")
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("lab")
-    base = save_tiny_base(folder / "base")
-    poles = [make_adapter(folder / f"pole-{pole}", SHAPES, seed=pole, scale=0.4) for pole in (0, 1)]
-    package.extract("toy", base=base, positive=poles[0], negative=poles[1], to=folder / "direction").close()
-    return folder
+    return save_tiny_lab(tmp_path_factory.mktemp("lab"))
 
 
 def expected(lab: Path, weight) -> list[str]:

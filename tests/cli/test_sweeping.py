@@ -9,19 +9,15 @@ from pathlib import Path
 import pytest
 
 import wsmerge as package
-from tests.builders import make_adapter
-from tests.steering.sweep.test_sweep import SHAPES, write_pairs
-from tests.steering.tiny import save_tiny_base
+from tests.cli.tiny_lab import save_tiny_lab
+from tests.steering.sweep.test_sweep import write_pairs
 
 FILES = {"validation": "validation.jsonl", "test": "test.jsonl"}
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("lab")
-    base = save_tiny_base(folder / "base")
-    poles = [make_adapter(folder / f"pole-{pole}", SHAPES, seed=pole, scale=0.4) for pole in (0, 1)]
-    package.extract("sycophancy", base=base, positive=poles[0], negative=poles[1], to=folder / "direction").close()
+    folder = save_tiny_lab(tmp_path_factory.mktemp("lab"))
     write_pairs(folder / "validation.jsonl", 6, 0)
     write_pairs(folder / "test.jsonl", 6, 10)
     return folder

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsmerge.api.references import reference_text
 from wsmerge.registry import Direction, Registry, open_reference, open_registry
 from wsmerge.registry.convert import convert_direction
+from wsmerge.registry.resolve import reference_text
 
 if TYPE_CHECKING:
     from wsmerge.registry.convert import PayloadFormat

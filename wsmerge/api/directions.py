@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsmerge.api.placing import checked_version, place, target_of
-from wsmerge.api.references import WeightLike, ks_of, opened, reference_text
+from wsmerge.api.references import WeightLike, ks_of, opened
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import hub_snapshot, locate_model, origin_of
 from wsmerge.recipe import (
@@ -26,6 +26,7 @@ from wsmerge.registry import (
     open_reference,
     open_registry,
 )
+from wsmerge.registry.resolve import reference_text
 from wsmerge.steering.composition import Composition, Part
 
 if TYPE_CHECKING:

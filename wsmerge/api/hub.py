@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from wsmerge.api.references import reference_text
 from wsmerge.core.hub.connection import Hub
 from wsmerge.registry import Direction, Registry, open_reference, open_registry
 from wsmerge.registry.hub import partial
@@ -19,6 +18,7 @@ from wsmerge.registry.hub.push import Pushed, PushOptions
 from wsmerge.registry.hub.push import push as push_direction
 from wsmerge.registry.hub.search import FOUND_AT_MOST, Found
 from wsmerge.registry.hub.search import search_hub as search
+from wsmerge.registry.resolve import reference_text
 from wsmerge.registry.search import Wanted
 
 __all__ = ["PushOptions", "pull", "pull_part", "push", "search_hub"]

@@ -9,12 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsmerge.api.references import opened, reference_text
+from wsmerge.api.references import opened
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import locate_model
 from wsmerge.errors import CheckpointError, UsageError
 from wsmerge.registry import Direction, Registry, open_registry
+from wsmerge.registry.resolve import reference_text
 from wsmerge.steering.similarity.matrix import SimilarityMatrix, similarity_matrix
 from wsmerge.steering.similarity.monitoring import Measure, Question, compare
 from wsmerge.steering.similarity.report import Checked, MonitorReport, RunLabel, step_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsmerge.recipe import Coefficients
@@ -12,7 +11,7 @@ from wsmerge.recipe import Coefficients
 if TYPE_CHECKING:
     from wsmerge.registry import Direction, Registry
 
-__all__ = ["WeightLike", "ks_of", "opened", "reference_text"]
+__all__ = ["WeightLike", "ks_of", "opened"]
 
 WeightLike = float | Sequence[Any] | Mapping[int, float]
 """A coefficient as Python has it: a number, a gradient, a recipe's rules, or `{layer: k}`."""
@@ -30,8 +29,3 @@ def opened(references: Iterable[str], store: Registry) -> Iterator[dict[str, Dir
 
     with ExitStack() as stack:
         yield {reference: stack.enter_context(open_reference(reference, store)) for reference in references}
-
-
-def reference_text(reference: str | Path) -> str:
-    """The text of a reference; a `Path` is one to a folder."""
-    return str(reference.expanduser().absolute()) if isinstance(reference, Path) else reference

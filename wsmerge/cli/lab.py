@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wsmerge.cli.coefficients import coefficients, number
 from wsmerge.cli.options import AsJson, StorePath
 from wsmerge.cli.output import Output
-from wsmerge.errors import UsageError
 
 if TYPE_CHECKING:
     from wsmerge.registry import Direction
@@ -97,20 +97,9 @@ def compose_command(
     output = Output(as_json=as_json)
     shelf = open_registry(store)
     details = api.Details(version=version, description=description)
-    parts = dict(map(_part, add))
-    if len(parts) < len(add):
-        raise UsageError("one direction is given twice", where="--add", hint="add its coefficients up")
+    parts = coefficients(add, "--add", number)
     with api.compose(name, parts, to=out if out is not None else shelf, details=details, store=shelf) as direction:
         _print_direction(output, direction, published=out is None)
-
-
-def _part(text: str) -> tuple[str, float]:
-    reference, sign, k = text.rpartition("=")
-    try:
-        return reference, float(k)
-    except ValueError as error:
-        told = f"{k!r} is no number" if sign else "no coefficient"
-        raise UsageError(told, where=f"--add {text}", hint="write --add sycophancy@1.0.0=-0.5") from error
 
 
 def _print_direction(output: Output, direction: Direction, *, published: bool) -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
+from wsmerge.cli.coefficients import coefficients, weight
 from wsmerge.cli.options import AsJson, StorePath, store_at
 from wsmerge.cli.output import Output
-from wsmerge.errors import UsageError
 
 app = typer.Typer()
 
@@ -49,7 +48,12 @@ def steer_command(
     asked = _prompts(prompts, prompt_file)
     options = api.AnswerOptions(max_new_tokens, system, dtype=dtype, device=device)
     made = api.answers(
-        base, _weights(direction or ()), asked, times=times or (1.0,), options=options, store=store_at(store)
+        base,
+        coefficients(direction or (), "--direction", weight),
+        asked,
+        times=times or (1.0,),
+        options=options,
+        store=store_at(store),
     )
     rows: list[dict[str, Any]] = []
     for found in made:
@@ -69,21 +73,3 @@ def _prompts(given: Iterable[str] | None, file: Path | None) -> list[str]:
     if given is None and file is None and not sys.stdin.isatty():
         asked = [line.strip() for line in sys.stdin if line.strip()]
     return asked
-
-
-def _weights(given: Iterable[str]) -> dict[str, Any]:
-    """The weight of each reference."""
-    found: dict[str, Any] = {}
-    for text in given:
-        reference, sign, weight = text.partition("=")
-        if not sign:
-            raise UsageError(
-                "no coefficient", where=f"--direction {text}", hint="write --direction sycophancy=-1.5, or ={8-15: -1.5}"
-            )
-        if reference in found:
-            raise UsageError("one direction is given twice", where="--direction", hint="add its coefficients up")
-        try:
-            found[reference] = yaml.safe_load(weight)
-        except yaml.YAMLError as error:
-            raise UsageError(f"{weight!r} is no coefficient", where=f"--direction {text}") from error
-    return found

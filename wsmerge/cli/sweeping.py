@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wsmerge.cli.coefficients import coefficients, number
 from wsmerge.cli.options import AsJson, StorePath, store_at
 from wsmerge.cli.output import Output
 from wsmerge.errors import UsageError
@@ -47,9 +48,7 @@ def chat_command(
 
     output = Output()
     options = api.ChatOptions(max_new_tokens, temperature, seed, system)
-    ks = dict(map(_named_k, direction or ()))
-    if len(ks) < len(direction or ()):
-        raise UsageError("one direction is given twice", where="--direction", hint="add its coefficients up")
+    ks = coefficients(direction or (), "--direction", number)
     with api.chat(base, ks, options=options, dtype=dtype, device=device, store=store_at(store)) as conversation:
         if sys.stdin.isatty():
             output.note(f"{_ks_line(conversation)}; /help lists the commands")
@@ -95,15 +94,6 @@ def sweep_command(
     for line in sentences(result):
         output.text(line)
     output.note(f"written to {folder}")
-
-
-def _named_k(text: str) -> tuple[str, float]:
-    reference, sign, k = text.rpartition("=")
-    try:
-        return reference, float(k)
-    except ValueError as error:
-        told = f"{k!r} is no number" if sign else "no coefficient"
-        raise UsageError(told, where=f"--direction {text}", hint="write --direction sycophancy=-1.5") from error
 
 
 def _lines() -> Iterator[str]:

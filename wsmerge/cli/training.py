@@ -13,6 +13,7 @@ from wsmerge.cli.output import Output
 from wsmerge.errors import EXIT_INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
+    from wsmerge.registry import Direction
     from wsmerge.steering.training import Step
 
 app = typer.Typer()
@@ -65,21 +66,24 @@ def train_command(
         output.note("interrupted; go on with the same command and --resume")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     with direction:
-        manifest = direction.manifest
-        poles = [{"pole": record.pole, **record.training} for record in manifest.poles]
-        output.data(
-            {"label": direction.label, "version_digest": direction.digest, "norm": manifest.norm, "poles": poles}
-        )
-        for pole in poles:
-            output.text(_told(pole))
-        output.text(f"{direction.label}: {len(manifest.tensors)} tensors, norm {manifest.norm:.4g}")
-        output.text(f"version digest {direction.digest}")
+        _print_direction(direction, output)
+        name, trained_over = direction.manifest.name, direction.manifest.base.model
     if to is None:
         # Added biases are in a copy of the base, in OUT.
-        made = (out or Path(f"{manifest.name}-training")) / "base"
-        over = made if made.is_dir() else base or manifest.base.model
+        made = (out or Path(f"{name}-training")) / "base"
+        over = made if made.is_dir() else base or trained_over
         at = f" --store {store}" if store is not None else ""
         output.note(f"next: wsmerge chat {over} --direction {direction.label}=1{at}")
+
+
+def _print_direction(direction: Direction, output: Output) -> None:
+    manifest = direction.manifest
+    poles = [{"pole": record.pole, **record.training} for record in manifest.poles]
+    output.data({"label": direction.label, "version_digest": direction.digest, "norm": manifest.norm, "poles": poles})
+    for pole in poles:
+        output.text(_told(pole))
+    output.text(f"{direction.label}: {len(manifest.tensors)} tensors, norm {manifest.norm:.4g}")
+    output.text(f"version digest {direction.digest}")
 
 
 def _tell(step: Step, told: Callable[[int, int, str], None], output: Output) -> None:

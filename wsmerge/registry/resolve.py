@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from wsmerge.core.hub.connection import Hub
@@ -12,9 +13,14 @@ from wsmerge.registry.entries import error_lines
 from wsmerge.registry.references import HubReference, PathReference, parse_reference
 from wsmerge.registry.verification import VerificationReport, verify_folder, verify_version
 
-__all__ = ["open_reference", "verify_reference"]
+__all__ = ["open_reference", "reference_text", "verify_reference"]
 
 _ASK_OWNER: Final = "try again; if it stays, tell the owner of the repository"
+
+
+def reference_text(reference: str | Path) -> str:
+    """The text of a reference; a `Path` is one to a folder."""
+    return str(reference.expanduser().absolute()) if isinstance(reference, Path) else reference
 
 
 def open_reference(text: str, store: Catalogue) -> Direction:

@@ -18,6 +18,7 @@ import wsmerge
 from experiments.smollm2.study.data import mixed_name
 from experiments.smollm2.study.settings import BEHAVIOURS, Amounts
 from wsmerge.registry import Registry
+from wsmerge.steering.chat import pad_id
 from wsmerge.steering.embedded import EMBEDDED_MODEL
 from wsmerge.steering.loading import load_model, load_tokenizer
 from wsmerge.steering.pairs import load_pairs
@@ -133,12 +134,11 @@ def _fine_tune(base: Path, data: Path, folder: Path, amounts: Amounts, seed: int
         disable_tqdm=True,
     )
     rows = Rows(encode(load_pairs(data), "plus", tokenizer))
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     trainer = Trainer(
         model=adapted,
         args=arguments,
         train_dataset=rows,
-        data_collator=Collator(padding),
+        data_collator=Collator(pad_id(tokenizer)),
     )
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()

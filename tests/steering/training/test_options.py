@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.steering.tiny import tiny_model, tiny_tokenizer
 from tests.steering.training.made import adapted, mean_loss, plain, rows, settings_of, write_config, write_rows
 from wsmerge.errors import CheckpointError, NonFiniteError, OutputError, PairsError, UsageError
-from wsmerge.steering.training import Step, TrainConfig, parse_train_config, train_pair, train_pole
+from wsmerge.steering.training import Data, Step, TrainConfig, parse_train_config, train_pair, train_pole
 from wsmerge.steering.training.biases import with_zero_biases
 
 pytestmark = [
@@ -31,7 +31,7 @@ def config(**changed) -> TrainConfig:
 
 
 def trained(base: Path, folder: Path, pole="plus", **changed) -> dict[str, torch.Tensor]:
-    train_pole(config(**changed), rows(6), pole, base, folder)
+    train_pole(config(**changed), Data(rows(6)), pole, base, folder)
     return load_file(folder / ADAPTER)
 
 
@@ -87,7 +87,9 @@ def test_biases_that_the_base_has_are_trained_alone(tmp_path):
     folder = tmp_path / "base"
     tiny_model(attention_bias=True).bfloat16().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    train_pole(config(method="bias", target_modules=["v_proj", "o_proj"]), rows(6), "plus", folder, tmp_path / "plus")
+    train_pole(
+        config(method="bias", target_modules=["v_proj", "o_proj"]), Data(rows(6)), "plus", folder, tmp_path / "plus"
+    )
     before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "plus"))
     changed = {name for name, tensor in before.items() if not torch.equal(after[name].float(), tensor.float())}
     assert changed == {f"model.layers.{layer}.self_attn.{part}_proj.bias" for layer in range(2) for part in ("v", "o")}
@@ -130,7 +132,7 @@ def test_biases_are_added_without_transformers_warnings(base, tmp_path):
 
 def test_biases_that_are_not_there_are_told_of(base, tmp_path):
     with pytest.raises(UsageError, match="add_biases") as caught:
-        train_pole(config(method="bias"), rows(6), "plus", base, tmp_path / "out")
+        train_pole(config(method="bias"), Data(rows(6)), "plus", base, tmp_path / "out")
     assert "down_proj" in caught.value.message
     with pytest.raises(UsageError, match="no setting for them"):
         train_pair(
@@ -142,7 +144,7 @@ def test_biases_that_are_not_there_are_told_of(base, tmp_path):
 
 def test_a_signed_adapter_learns_both_poles(base, tmp_path):
     signed = {"c": 2.0, "kl_weight": 0.05}
-    train_pole(config(signed=signed, steps=20, learning_rate=0.02), rows(6), "signed", base, tmp_path / "signed")
+    train_pole(config(signed=signed, steps=20, learning_rate=0.02), Data(rows(6)), "signed", base, tmp_path / "signed")
     assert json.loads((tmp_path / "signed" / "adapter_config.json").read_text())["lora_alpha"] == 8  # c times alpha
     for sign, pole in ((1, "plus"), (-1, "minus")):
         towards = mean_loss(adapted(base, tmp_path / "signed", sign=sign), base, rows(6), pole)
@@ -157,7 +159,7 @@ def test_the_loss_of_a_signed_adapter_has_the_divergence_from_the_base(base, tmp
     for weight in (0.0, 3.0):
         told: list[Step] = []
         settings = config(signed={"kl_weight": weight}, steps=4, batch_size=6)
-        train_pole(settings, rows(6), "signed", base, tmp_path / str(weight), progress=told.append)
+        train_pole(settings, Data(rows(6)), "signed", base, tmp_path / str(weight), progress=told.append)
         losses[weight] = [step.loss for step in told]
     both = [mean_loss(plain(base), base, rows(6), pole) for pole in ("plus", "minus")]
     assert losses[0.0][0] == pytest.approx(sum(both) / 2, rel=1e-5)
@@ -212,27 +214,27 @@ def test_a_share_of_the_rows_is_held_out(base, tmp_path):
 
 def test_epochs_count_rows(base, tmp_path):
     told: list[Step] = []
-    train_pole(config(steps=None, epochs=2), rows(6), "minus", base, tmp_path / "out", progress=told.append)
+    train_pole(config(steps=None, epochs=2), Data(rows(6)), "minus", base, tmp_path / "out", progress=told.append)
     assert [step.step for step in told] == [1, 2, 3]
     assert {step.steps for step in told} == {3}
 
 
 def test_rows_that_are_too_long_are_all_named(base, tmp_path):
     with pytest.raises(PairsError) as caught:
-        train_pole(config(max_length=33), rows(6), "plus", base, tmp_path / "out")
+        train_pole(config(max_length=33), Data(rows(6)), "plus", base, tmp_path / "out")
     assert [line.split(":")[0] for line in caught.value.details] == ["r1", "r2", "r4", "r5"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(base, tmp_path):
     with pytest.raises(NonFiniteError, match="lower the learning rate"):
-        train_pole(config(learning_rate=1e30), rows(6), "plus", base, tmp_path / "out")
+        train_pole(config(learning_rate=1e30), Data(rows(6)), "plus", base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_values_that_the_last_step_spoilt_are_not_saved(base, tmp_path):
     settings = {"method": "full", "steps": 1, "warmup_steps": 0, "learning_rate": 3e37, "weight_decay": 11.0}
     with pytest.raises(NonFiniteError, match="values of the plus pole are not finite"):
-        train_pole(config(**settings), rows(6), "plus", base, tmp_path / "out")
+        train_pole(config(**settings), Data(rows(6)), "plus", base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -240,13 +242,13 @@ def test_what_is_there_is_not_overwritten(base, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept").write_text("mine")
     with pytest.raises(OutputError, match="there already"):
-        train_pole(config(), rows(6), "plus", base, tmp_path / "out")
+        train_pole(config(), Data(rows(6)), "plus", base, tmp_path / "out")
 
 
 def test_modules_that_are_not_there(base, tmp_path):
     wrong = config(target_modules=["q_proj", "c_attn", "mlp", "norm"], modules_to_save=["lm_haed"])
     with pytest.raises(UsageError) as caught:
-        train_pole(wrong, rows(6), "plus", base, tmp_path / "out")
+        train_pole(wrong, Data(rows(6)), "plus", base, tmp_path / "out")
     assert caught.value.details == (
         "target_modules: the base has no module c_attn",
         "target_modules: mlp is no linear module",
@@ -263,7 +265,7 @@ def test_an_adapter_cannot_train_embeddings_that_are_the_head_too(tmp_path, name
     type(model)(model.config).save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     with pytest.raises(UsageError, match="one tensor"):
-        train_pole(config(modules_to_save=names), rows(6), "plus", tmp_path / "base", tmp_path / "out")
+        train_pole(config(modules_to_save=names), Data(rows(6)), "plus", tmp_path / "base", tmp_path / "out")
 
 
 def test_biases_cannot_be_added_to_what_is_no_base(tmp_path):
@@ -273,11 +275,11 @@ def test_biases_cannot_be_added_to_what_is_no_base(tmp_path):
 
 
 def test_full_poles_load_as_models(base, tmp_path):
-    train_pole(config(method="full", steps=1), rows(6), "plus", base, tmp_path / "plus")
+    train_pole(config(method="full", steps=1), Data(rows(6)), "plus", base, tmp_path / "plus")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "plus")
     assert not any("tiny" in str(value) for value in model.config.to_dict().values() if isinstance(value, str))
 
 
 def test_a_device_that_is_not_there(base, tmp_path):
     with pytest.raises(UsageError, match="cannot be moved to nowhere"):
-        train_pole(config(), rows(6), "plus", base, tmp_path / "out", device="nowhere")
+        train_pole(config(), Data(rows(6)), "plus", base, tmp_path / "out", device="nowhere")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.steering.training.made import CONFIG, adapted, mean_loss, plain, rows
 from wsmerge.steering.chat import answer_ids, prompt_ids
-from wsmerge.steering.training import parse_train_config, train_pole
+from wsmerge.steering.training import Data, parse_train_config, train_pole
 from wsmerge.steering.training.data import Example, collate
 
 pytestmark = [
@@ -64,7 +64,7 @@ def test_a_pole_is_what_plain_adamw_gives(base, tmp_path, pole, accumulate):
         "weight_decay": DECAY,
         "max_grad_norm": MOST,
     }
-    train_pole(parse_train_config(settings), rows(6), pole, base, tmp_path / "out")
+    train_pole(parse_train_config(settings), Data(rows(6)), pole, base, tmp_path / "out")
     before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out"))
     expected = reference(base, rows(6), pole)
     assert expected.keys() == after.keys()
@@ -102,7 +102,7 @@ def divergence(model: torch.nn.Module, base, pairs, pole: str) -> float:
 def test_the_loss_of_a_signed_adapter(base, tmp_path):
     settings = {**CONFIG, "signed": {"c": 1.5, "kl_weight": 0.7}, "validate_every": 8, "dropout": 0.2}
     held_out = rows(5, prefix="v")
-    outcome = train_pole(parse_train_config(settings), rows(6), "signed", base, tmp_path / "out", validation=held_out)
+    outcome = train_pole(parse_train_config(settings), Data(rows(6), held_out), "signed", base, tmp_path / "out")
     losses, divergences = [], []
     for sign, pole in ((1.0, "plus"), (-1.0, "minus")):
         model = adapted(base, tmp_path / "out", sign=sign)

@@ -14,6 +14,7 @@ from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import locate_model
 from wsmerge.errors import UsageError
 from wsmerge.registry import Registry, open_reference, open_registry
+from wsmerge.registry.resolve import reference_text
 from wsmerge.steering.similarity.live import LiveUpdate
 from wsmerge.steering.similarity.monitoring import Measure, Question, Reading, compare
 from wsmerge.steering.similarity.rows import Sample
@@ -134,8 +135,7 @@ class SimilarityCallback(TrainerCallback):
     def _opened(self, item: str | Path | DeltaSource) -> DeltaSource:
         if not isinstance(item, str | Path):
             return item
-        reference = str(item.expanduser().absolute()) if isinstance(item, Path) else item
-        return self._open.enter_context(open_reference(reference, self._store or open_registry()))
+        return self._open.enter_context(open_reference(reference_text(item), self._store or open_registry()))
 
     def _look(self, state: TrainerState, control: TrainerControl) -> None:
         update = self._update

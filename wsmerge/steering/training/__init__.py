@@ -34,11 +34,12 @@ if TYPE_CHECKING:
         parse_train_config,
     )
     from wsmerge.steering.training.loop import Outcome, Step
-    from wsmerge.steering.training.run import train_pair, train_pole
+    from wsmerge.steering.training.run import Data, train_pair, train_pole
 
 __all__ = [
     "LINEAR_MODULES",
     "POLES",
+    "Data",
     "Outcome",
     "Pole",
     "Run",
@@ -50,7 +51,7 @@ __all__ = [
     "train_pole",
 ]
 
-_HOMES = {"Outcome": "loop", "Step": "loop", "train_pair": "run", "train_pole": "run"}
+_HOMES = {"Data": "run", "Outcome": "loop", "Step": "loop", "train_pair": "run", "train_pole": "run"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ from wsmerge.steering.training.checkpoints import Checkpoints
 from wsmerge.steering.training.config import Pole, Run, TrainConfig, load_train_config
 from wsmerge.steering.training.data import encode, hold_out
 from wsmerge.steering.training.loop import Outcome, Progress, Training
-from wsmerge.steering.training.models import chosen_device, prepare, save
+from wsmerge.steering.training.models import Trainee, chosen_device, prepare, save
 from wsmerge.steering.training.objective import Objective, Side
 
 __all__ = ["TRAINING_FILE", "Data", "Trained", "load_data", "train_pair", "train_pole"]
@@ -54,9 +54,9 @@ class Data:
         files: SHA-256 by file, as the configuration names it.
     """
 
-    train: tuple[Pair, ...]
-    validation: tuple[Pair, ...]
-    files: Mapping[str, str]
+    train: Sequence[Pair]
+    validation: Sequence[Pair] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,29 +141,22 @@ def _train_or_read(
     run: Run, config: TrainConfig, data: Data, base: Path, out_dir: Path, device: str, progress: Progress | None
 ) -> Outcome:
     """Train what is not there yet, and tell how it went."""
-    checkpoints = Checkpoints(out_dir / "checkpoints" / run, config.checkpoint_every)
-    notes = out_dir / f"{run}.json"
     if not (out_dir / run).exists():
-        train_pole(
-            config, data.train, run, base, out_dir / run,
-            validation=data.validation, device=device, checkpoints=checkpoints, notes=notes, progress=progress,
-        )  # fmt: skip
-    outcome = _read_outcome(notes)
-    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+        train_pole(config, data, run, base, out_dir / run, keep=out_dir, device=device, progress=progress)
+    outcome = _read_outcome(_notes(out_dir, run))
+    shutil.rmtree(_checkpoints(out_dir, run, config).folder, ignore_errors=True)
     return outcome
 
 
-def train_pole(  # noqa: PLR0913 - half of them are keywords with defaults
+def train_pole(  # noqa: PLR0913 - the last three are keywords with defaults
     config: TrainConfig,
-    pairs: Sequence[Pair],
-    pole: Run,
+    data: Data,
+    run: Run,
     base: Path,
     folder: Path,
     *,
-    validation: Sequence[Pair] = (),
+    keep: Path | None = None,
     device: str = "auto",
-    checkpoints: Checkpoints | None = None,
-    notes: Path | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Train one pole, or a signed adapter, and save it as a plain PEFT adapter or as a checkpoint.
@@ -173,14 +166,13 @@ def train_pole(  # noqa: PLR0913 - half of them are keywords with defaults
 
     Args:
         config: settings.
-        pairs: rows to train on.
-        pole: which answers; `signed` for both.
+        data: rows to train on, and rows that are held out.
+        run: which answers; `signed` for both.
         base: checkpoint folder of the base.
         folder: the pole's folder; it appears whole.
-        validation: rows that are held out.
+        keep: folder for states, of which the newest that is there is gone on from, and for the outcome, which is written
+            before `folder` appears; None to keep neither.
         device: where to train; `auto` is a CUDA device if there is one.
-        checkpoints: where states are kept; the newest that is there is gone on from.
-        notes: a JSON file for the outcome, written before `folder` appears.
         progress: called after every optimiser step.
 
     Raises:
@@ -191,31 +183,45 @@ def train_pole(  # noqa: PLR0913 - half of them are keywords with defaults
     """
     if folder.exists() and any(folder.iterdir()):
         raise OutputError("a pole is there already", where=str(folder), hint="choose another folder or delete it")
-    tokenizer = load_tokenizer(base)
-    longest = config.max_length
-    sides = [
-        Side(
-            encode(pairs, name, tokenizer, max_length=longest),
-            encode(validation, name, tokenizer, max_length=longest),
-            sign,
-        )
-        for name, sign in _sides(pole)
-    ]
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)  # the initial factors and dropout come from torch's global generators
-        trainee = prepare(config, base, chosen_device(device))
-        kl_weight = config.signed.kl_weight if pole == "signed" and config.signed else 0.0
-        objective = Objective(trainee, sides, pad_id(tokenizer), kl_weight=kl_weight)
-        training = Training(pole, trainee, objective, config, len(pairs))
+        trainee, training = _begun(config, data, run, base, chosen_device(device))
+        checkpoints = _checkpoints(keep, run, config) if keep is not None else None
         state = checkpoints.latest() if checkpoints else None
         if state is not None:
             training.load(state)
         outcome = training.run(checkpoints, progress)
-    if notes is not None:
-        _write(notes, asdict(outcome))
+    if keep is not None:
+        _write(_notes(keep, run), asdict(outcome))
     with staged_folder(folder) as staged:
         save(trainee, config, staged)
     return outcome
+
+
+def _begun(config: TrainConfig, data: Data, run: Run, base: Path, device: str) -> tuple[Trainee, Training]:
+    """A training before its first step, and what it trains; torch's generator is drawn from."""
+    tokenizer = load_tokenizer(base)
+    longest = config.max_length
+    sides = [
+        Side(
+            encode(data.train, pole, tokenizer, max_length=longest),
+            encode(data.validation, pole, tokenizer, max_length=longest),
+            sign,
+        )
+        for pole, sign in _sides(run)
+    ]
+    trainee = prepare(config, base, device)
+    kl_weight = config.signed.kl_weight if run == "signed" and config.signed else 0.0
+    objective = Objective(trainee, sides, pad_id(tokenizer), kl_weight=kl_weight)
+    return trainee, Training(run, trainee, objective, config, len(data.train))
+
+
+def _checkpoints(folder: Path, run: Run, config: TrainConfig) -> Checkpoints:
+    return Checkpoints(folder / "checkpoints" / run, config.checkpoint_every)
+
+
+def _notes(folder: Path, run: Run) -> Path:
+    return folder / f"{run}.json"
 
 
 def _sides(run: Run) -> list[tuple[Pole, int | None]]:
