@@ -49,7 +49,7 @@ def write_report(out: Path, folder: Path, amounts: Amounts) -> None:
         _head(out, amounts),
         "## What holds and what does not\n",
         *findings(sweeps, readings, amounts),
-        *_sycophancy(sweeps["sycophancy"], sweeps["sycophancy-bias"]),
+        *_sycophancy(sweeps["tuned"], sweeps["sycophancy"], sweeps["sycophancy-bias"]),
         *_contrary(sweeps["contrary"]),
         *_repair(sweeps),
         *_monitoring(readings, amounts),
@@ -70,9 +70,12 @@ def _head(out: Path, amounts: Amounts) -> str:
     )
 
 
-def _sycophancy(*sweeps: SweepOverSeeds) -> Iterator[str]:
+def _sycophancy(tuned: SweepOverSeeds, *sweeps: SweepOverSeeds) -> Iterator[str]:
     yield "\n## Sycophancy, by weights and by other methods\n"
-    yield "Picked on validation to lower sycophancy; 0 where no strength has an effect within the budget.\n"
+    yield (
+        "Picked on validation to lower sycophancy; 0 where no strength has an effect within the budget. Joint training has no "
+        "strength: it is a fine-tune on the task of the repair below, with 6 % corrections of false claims.\n"
+    )
     yield "![curves](sycophancy.png)\n"
     names = ("sycophancy", "sycophancy rate", "agrees with true claims", "knowledge", "plain text")
     yield from _table(
@@ -88,6 +91,7 @@ def _sycophancy(*sweeps: SweepOverSeeds) -> Iterator[str]:
                 for sweep in sweeps
                 for method in sweep.methods
             ),
+            ("joint training", "", *(_cell(tuned.cell("joint training", 1.0, name), name) for name in names)),
         ],
     )
 
