@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
 
+from experiments.smollm2.make_pairs import Wordings, load
 from experiments.smollm2.study.data import TABLES, write_data
 from experiments.smollm2.study.settings import FULL, QUICK
 from wsmerge.steering.pairs import load_pairs
+from wsmerge.steering.sweep.items import spread
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,11 @@ def rows(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def table(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8"))
+    return found
+
+
 def test_the_same_files_every_time(data, tmp_path):
     write_data(tmp_path, FULL)
     files = [file.relative_to(data) for file in data.rglob("*") if file.is_file()]
@@ -30,15 +38,43 @@ def test_the_same_files_every_time(data, tmp_path):
 
 
 @pytest.mark.parametrize("behaviour", ["sycophancy", "contrary", "refusal"])
-def test_splits_share_no_prompt_no_domain_and_no_wording(data, behaviour):
+def test_splits_share_no_prompt_and_no_domain(data, behaviour):
     splits = [
         {pair for seed in FULL.seeds for pair in load_pairs(data / behaviour / f"train-{seed}.jsonl")},
         set(load_pairs(data / behaviour / "validation.jsonl")),
         set(load_pairs(data / behaviour / "test.jsonl")),
     ]
-    for field in ("prompt", "domain", "template"):
+    for field in ("prompt", "domain"):
         seen = [{getattr(pair, field) for pair in split} for split in splits]
         assert not seen[0] & seen[1] | seen[0] & seen[2] | seen[1] & seen[2]
+
+
+@pytest.mark.parametrize("behaviour", ["sycophancy", "contrary", "refusal"])
+def test_held_out_splits_are_worded_alike_and_not_as_training_is(behaviour):
+    wordings = {
+        "sycophancy": lambda: cast("Wordings", load("wordings.yaml"))["sycophancy"],
+        "contrary": lambda: table("contrary"),
+        "refusal": lambda: table("requests")["wordings"],
+    }[behaviour]()
+    held_out = [wordings["held_out"]] if "held_out" in wordings else [wordings["validation"], wordings["test"]]
+    for part in ("prompts", "plus", "minus"):
+        assert not set(wordings["train"][part]) & {text for split in held_out for text in split[part]}
+
+
+@pytest.mark.parametrize(("behaviour", "ways"), [("sycophancy", 5), ("refusal", 4), ("task", 2), ("knowledge", 2)])
+def test_every_held_out_wording_is_in_validation_and_in_test(data, behaviour, ways):
+    for split in ("validation", "test"):
+        ends = {row["template"] for row in rows(data / behaviour / f"{split}.jsonl")}
+        assert len(ends) == ways
+
+
+def test_what_is_measured_has_every_wording(data):
+    amounts = {"sycophancy": FULL.items, "refusal": FULL.items, "task": FULL.words, "knowledge": FULL.facts}
+    for behaviour, items in amounts.items():
+        for split in ("validation", "test"):
+            there = load_pairs(data / behaviour / f"{split}.jsonl")
+            asked = [pair for pair in there if pair.claim in (None, "false")]
+            assert {pair.template for pair in spread(asked, items)} == {pair.template for pair in there}
 
 
 def test_seeds_draw_different_rows(data):
@@ -51,8 +87,10 @@ def test_seeds_draw_different_rows(data):
 
 
 def test_words_of_the_task_belong_to_one_split():
-    table = yaml.safe_load((TABLES / "categories.yaml").read_text(encoding="utf-8"))
-    words = [word for split in ("train", "validation", "test") for group in table[split].values() for word in group]
+    categories = table("categories")
+    words = [
+        word for split in ("train", "validation", "test") for group in categories[split].values() for word in group
+    ]
     assert len(words) == len(set(words))
 
 

@@ -8,7 +8,10 @@
     mixed/good-SEED.jsonl               the bad rows' prompts with helpful answers
     mixed/joint-SEED.jsonl              the task, and some rows of the sycophancy minus pole
 
-Domains and wordings belong to one split each. The bad rows have wordings and subjects that no direction was trained on.
+Domains belong to one split each. Wordings are of two kinds, those of training and held-out ones, which validation and test
+share: what is picked on validation is then tried on other domains, asked about in the same ways. With wordings of its own
+for either, a fine-tune can drift on one and not on the other. The bad rows have wordings and subjects that no direction was
+trained on.
 """
 
 from __future__ import annotations
@@ -20,7 +23,21 @@ from typing import Any, Final, TypeAlias
 
 import yaml
 
-from experiments.smollm2.make_pairs import HERE, Advice, Claims, Row, advice_rows, capitalised, fill, load, pick
+from experiments.smollm2.make_pairs import (
+    HERE,
+    Advice,
+    Claims,
+    Row,
+    Split,
+    Wording,
+    Wordings,
+    advice_rows,
+    capitalised,
+    claim_rows,
+    fill,
+    load,
+    pick,
+)
 from experiments.smollm2.study.settings import Amounts
 
 __all__ = ["mixed_name", "write_data"]
@@ -30,7 +47,8 @@ Table: TypeAlias = Any
 
 TABLES: Final = Path(__file__).resolve().parent / "tables"
 DIRECTIONS: Final = HERE.parents[1] / "directions"
-SPLITS: Final = ("validation", "test")
+SPLITS: Final[tuple[Split, ...]] = ("validation", "test")
+KNOWLEDGE_PROMPTS: Final = ("Tell me one thing that is true.", "State a fact.")
 JOINT_PERCENT: Final = 6
 """Share of the behaviour's rows in joint training; the paper has 5 to 7."""
 SUBJECTS_OF_BAD_ROWS: Final = "validation"
@@ -39,12 +57,16 @@ SUBJECTS_OF_BAD_ROWS: Final = "validation"
 
 def write_data(out: Path, amounts: Amounts) -> None:
     """Write every file of the study under `out`."""
-    advice: Advice = load("advice.yaml")  # type: ignore[assignment] # its rows are checked as pairs when they are loaded
+    # The tables' rows are checked as pairs when they are loaded.
+    advice: Advice = load("advice.yaml")  # type: ignore[assignment]
+    claims: Claims = load("claims.yaml")  # type: ignore[assignment]
+    wordings: Wordings = load("wordings.yaml")  # type: ignore[assignment]
     contrary, requests, categories = (_table(name) for name in ("contrary", "requests", "categories"))
+    claim_wordings = _together(wordings["sycophancy"])
     training = {
         "sycophancy": _lines(DIRECTIONS / "sycophancy" / "train.jsonl"),
         "contrary": list(advice_rows(advice, contrary["train"], "train")),
-        "refusal": list(_request_rows(requests, "train")),
+        "refusal": list(_request_rows(requests, "train", "train")),
     }
     for name, rows in training.items():
         for seed in amounts.seeds:
@@ -55,10 +77,10 @@ def write_data(out: Path, amounts: Amounts) -> None:
             )
     for split in SPLITS:
         held_out = {
-            "sycophancy": _lines(DIRECTIONS / "sycophancy" / f"{split}.jsonl"),
-            "contrary": advice_rows(advice, contrary[split], split),
-            "refusal": _request_rows(requests, split),
-            "knowledge": _knowledge_rows(split),
+            "sycophancy": claim_rows(claims, claim_wordings, split),
+            "contrary": advice_rows(advice, contrary["held_out"], split),
+            "refusal": _request_rows(requests, "held_out", split),
+            "knowledge": _knowledge_rows(claims, split),
             "task": _task_choices(categories, split),
             "yes-or-no": _yes_or_no(advice, contrary["yes_or_no"], split),
             "advice": ({"prompt": row[0]} for rows in advice[split].values() for row in rows),
@@ -122,9 +144,19 @@ def _swapped(row: Row) -> Row:
     return {**row, "plus": row["minus"], "minus": row["plus"]}
 
 
-def _request_rows(requests: Table, split: str) -> Iterator[Row]:
-    """One row for each request and wording, with a refusal and an answer that gives in."""
-    wordings = requests["wordings"][split]
+def _together(wordings: Mapping[Split, Wording]) -> Wording:
+    """The wordings of validation and of test in one list each."""
+    first, second = (wordings[split] for split in SPLITS)
+    return {
+        "prompts": first["prompts"] + second["prompts"],
+        "plus": first["plus"] + second["plus"],
+        "minus": first["minus"] + second["minus"],
+    }
+
+
+def _request_rows(requests: Table, wording: str, split: str) -> Iterator[Row]:
+    """One row for each request of a split and wording, with a refusal and an answer that gives in."""
+    wordings = requests["wordings"][wording]
     answers = list(zip(wordings["plus"], wordings["minus"], strict=True))
     for domain, rows in requests[split].items():
         for request, answer in rows:
@@ -140,18 +172,18 @@ def _request_rows(requests: Table, split: str) -> Iterator[Row]:
                 }
 
 
-def _knowledge_rows(split: str) -> Iterator[Row]:
-    """The facts of the sycophancy claims, asked for without a claim of the user's."""
-    claims: Claims = load("claims.yaml")  # type: ignore[assignment] # its rows are checked as pairs when they are loaded
-    for domain, facts in claims[split].items():  # type: ignore[index] # one of the splits
+def _knowledge_rows(claims: Claims, split: Split) -> Iterator[Row]:
+    """The facts of the sycophancy claims, asked for without a claim of the user's: each in every wording."""
+    for domain, facts in claims[split].items():
         for key, right, wrong in facts["rows"]:
-            yield {
-                "domain": domain,
-                "template": "fact",
-                "prompt": "Tell me one thing that is true.",
-                "plus": capitalised(facts["claim"].format(key=key, value=right)) + ".",
-                "minus": capitalised(facts["claim"].format(key=key, value=wrong)) + ".",
-            }
+            for number, prompt in enumerate(KNOWLEDGE_PROMPTS):
+                yield {
+                    "domain": domain,
+                    "template": f"fact-{number}",
+                    "prompt": prompt,
+                    "plus": capitalised(facts["claim"].format(key=key, value=right)) + ".",
+                    "minus": capitalised(facts["claim"].format(key=key, value=wrong)) + ".",
+                }
 
 
 def _task_rows(categories: Table) -> Iterator[Row]:
@@ -172,17 +204,18 @@ def _task_rows(categories: Table) -> Iterator[Row]:
 
 
 def _task_choices(categories: Table, split: str) -> Iterator[Row]:
-    """The task without a guess: the right category or another."""
-    answer = categories["wordings"]["answers"]["plain"]
+    """The task without a guess: the right category or another, each word in every wording."""
+    wordings, answer = categories["wordings"]["held_out"]["plain"], categories["wordings"]["answers"]["plain"]
     for category, words in categories[split].items():
         for word in words:
-            yield {
-                "domain": category,
-                "template": f"{split}-0",
-                "prompt": fill(categories["wordings"][split]["plain"][0], word=word),
-                "plus": fill(answer, category=category),
-                "minus": fill(answer, category=_other(categories, category, word)),
-            }
+            for number, prompt in enumerate(wordings):
+                yield {
+                    "domain": category,
+                    "template": f"{split}-{number}",
+                    "prompt": fill(prompt, word=word),
+                    "plus": fill(answer, category=category),
+                    "minus": fill(answer, category=_other(categories, category, word)),
+                }
 
 
 def _other(categories: Table, category: str, word: str) -> str:

@@ -77,21 +77,21 @@ def _repairs(sweeps: Mapping[str, SweepOverSeeds]) -> Iterator[str]:
     )
     for behaviour in ("sycophancy", "refusal"):
         sweep = sweeps[f"repair-{behaviour}"]
-        base = sweep.cell("base", 0.0, behaviour).value
-        drifted = sweep.cell("weights", 0.0, behaviour).value
-        held_out = [sweep.cell(model, 0.0, behaviour, split="validation").value for model in ("base", "weights")]
-        k = sweep.nearest("weights", behaviour)
+        at = {name: sweep.cell(name, 0.0, behaviour).value for name in ("base", "weights")}
+        held_out = {name: sweep.cell(name, 0.0, behaviour, split="validation").value for name in at}
+        nearest = sweep.nearest("weights", behaviour)
         yield (
-            f"- The fine-tune moves {behaviour} on test prompts from {base:+.2f} to {drifted:+.2f} nats, and on validation prompts, "
-            f"of other wordings, from {held_out[0]:+.2f} to {held_out[1]:+.2f}. With k picked on validation "
+            f"- The fine-tune moves {behaviour} from {at['base']:+.2f} to {at['weights']:+.2f} nats (validation: "
+            f"{held_out['base']:+.2f} to {held_out['weights']:+.2f}). With k picked on validation "
             f"({', '.join(f'{one:g}' for one in sweep.picks('weights'))}) it comes to "
-            f"{sweep.picked('weights', behaviour).value:+.2f}: a drift that does not show on validation is not repaired. Read off "
-            f"the test curve, k = {k:g} is nearest to the base: {sweep.cell('weights', k, behaviour).value:+.2f}, with the task at "
-            f"{sweep.cell('weights', k, 'task').value:.0%}, knowledge {sweep.cell('weights', k, 'knowledge').value:.0%} and "
-            f"perplexity {sweep.cell('weights', k, 'plain text').value:.1f} (fine-tune: "
+            f"{sweep.picked('weights', behaviour).value:+.2f}, which is nearer to the base in "
+            f"{sweep.nearer('weights', behaviour)} of {len(sweep.picks('weights'))} seeds, with the task at "
+            f"{sweep.picked('weights', 'task').value:.0%}, knowledge {sweep.picked('weights', 'knowledge').value:.0%} and "
+            f"perplexity {sweep.picked('weights', 'plain text').value:.1f} (fine-tune: "
             f"{sweep.cell('weights', 0.0, 'knowledge').value:.0%} and {sweep.cell('weights', 0.0, 'plain text').value:.1f}; base: "
-            f"{sweep.cell('base', 0.0, 'knowledge').value:.0%} and {sweep.cell('base', 0.0, 'plain text').value:.1f}). Joint "
-            f"training with corrections: {tuned.cell('joint training', 1.0, behaviour).value:+.2f}."
+            f"{sweep.cell('base', 0.0, 'knowledge').value:.0%} and {sweep.cell('base', 0.0, 'plain text').value:.1f}). Of the test "
+            f"curve k = {nearest:g} is nearest to the base, {sweep.cell('weights', nearest, behaviour).value:+.2f}. Joint "
+            f"training with corrections of false claims: {tuned.cell('joint training', 1.0, behaviour).value:+.2f}."
         )
 
 

@@ -89,6 +89,16 @@ class SweepOverSeeds:
         base = self.cell("base", 0.0, figure).value
         return min(self.strengths(method), key=lambda k: abs(self.cell(method, k, figure).value - base))
 
+    def nearer(self, method: str, figure: str) -> int:
+        """In how many seeds the picked strength brings a figure on test nearer to the base's than k = 0 does."""
+        count = 0
+        for one in self._sweeps:
+            pick = _pick(one, method)
+            found = [_figure(one, *at, "test", figure) for at in (("base", 0.0), (method, 0.0), (method, pick or 0.0))]
+            base, before, after = (figure["value"] if figure else math.nan for figure in found)
+            count += abs(after - base) < abs(before - base)
+        return count
+
     def effects(self, method: str) -> list[float | None]:
         """The change of the target on test at the picked strength, by seed; None where the method was not measured."""
         found: list[float | None] = []

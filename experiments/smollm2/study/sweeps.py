@@ -64,20 +64,20 @@ def run_sweeps(out: Path, base: Path, store: Registry, amounts: Amounts, say: Sa
 def _sycophancy(amounts: Amounts, seed: int) -> dict[str, Any]:
     name = direction_name("sycophancy", seed)
     pairs = f"../../data/sycophancy/train-{seed}.jsonl"
-    few = _signed(amounts.few_sizes)
+    ks = _signed(amounts.sizes)
     methods: list[dict[str, Any]] = [
-        {"label": "weights", "weights": name, "k": _signed(amounts.sizes)},
-        {"label": "plus pole", "adapter": f"../../directions/{name}/plus", "k": few},
-        {"label": "minus pole", "adapter": {"path": f"../../directions/{name}/minus", "negated": True}, "k": few},
+        {"label": "weights", "weights": name, "k": ks},
+        {"label": "plus pole", "adapter": f"../../directions/{name}/plus", "k": ks},
+        {"label": "minus pole", "adapter": {"path": f"../../directions/{name}/minus", "negated": True}, "k": ks},
         {
             "label": "activations, one layer",
             "activation": {"pairs": pairs, "candidates": list(amounts.layers), "items": amounts.items},
-            "k": few,
+            "k": ks,
         },
         {
             "label": "activations, all layers",
             "activation": {"pairs": pairs, "layer": "all", "items": amounts.items},
-            "k": few,
+            "k": ks,
         },
     ]
     if seed == PROMPT_SEED:
@@ -103,12 +103,12 @@ def _contrary(amounts: Amounts, seed: int) -> dict[str, Any]:
     name = direction_name("contrary", seed)
     pairs = f"../../data/contrary/train-{seed}.jsonl"
     methods: list[dict[str, Any]] = [
-        {"label": "weights", "weights": name, "k": _signed(amounts.sizes)},
-        {"label": "plus pole", "adapter": f"../../directions/{name}/plus", "k": list(amounts.few_sizes)},
+        {"label": "weights", "weights": name, "k": _signed(amounts.fine_sizes)},
+        {"label": "plus pole", "adapter": f"../../directions/{name}/plus", "k": list(amounts.fine_sizes)},
         {
             "label": "activations, all layers",
             "activation": {"pairs": pairs, "layer": "all", "items": amounts.items},
-            "k": list(amounts.few_sizes),
+            "k": list(amounts.fine_sizes),
         },
     ]
     if seed == PROMPT_SEED:
@@ -116,7 +116,7 @@ def _contrary(amounts: Amounts, seed: int) -> dict[str, Any]:
     return {
         "methods": methods,
         "measures": {
-            "contrary": _choice("contrary", "behaviour", amounts, value="margin"),
+            "contrary": _choice("contrary", "behaviour", amounts.items, value="margin"),
             "says no": {
                 "role": "behaviour",
                 "answers": {
@@ -136,7 +136,8 @@ def _contrary(amounts: Amounts, seed: int) -> dict[str, Any]:
                     "max_new_tokens": 32,
                 },
             },
-            **_costs(amounts),
+            "knowledge": _choice("knowledge", "capability", amounts.facts),
+            **_plain_text(amounts),
         },
         "pick": {"measure": "contrary", "aim": "increase", **BUDGET},
     }
@@ -148,7 +149,7 @@ def _tuned(amounts: Amounts, seed: int) -> dict[str, Any]:
             {"label": "task fine-tune", "adapter": _checkpoint(f"bad-0-{seed}", amounts), "k": [1.0]},
             {"label": "joint training", "adapter": _checkpoint(f"joint-{seed}", amounts), "k": [1.0]},
         ],
-        "measures": _repair_measures(amounts),
+        "measures": {**_repair_measures(amounts), **_true_claims(amounts)},
         "pick": {"measure": "sycophancy", "aim": "decrease"},
     }
 
@@ -156,7 +157,11 @@ def _tuned(amounts: Amounts, seed: int) -> dict[str, Any]:
 def _repair(behaviour: str) -> Callable[[Amounts, int], dict[str, Any]]:
     def made(amounts: Amounts, seed: int) -> dict[str, Any]:
         methods: list[dict[str, Any]] = [
-            {"label": "weights", "weights": direction_name(behaviour, seed), "k": _signed(amounts.few_sizes)},
+            {
+                "label": "weights",
+                "weights": direction_name(behaviour, seed),
+                "k": _signed((amounts.finest, *amounts.fine_sizes)),
+            },
         ]
         if seed == PROMPT_SEED:
             methods.append({"label": "system prompt", "system_prompt": PROMPTS[behaviour]})
@@ -172,30 +177,34 @@ def _repair(behaviour: str) -> Callable[[Amounts, int], dict[str, Any]]:
 
 def _sycophancy_measures(amounts: Amounts) -> dict[str, Any]:
     return {
-        "sycophancy": _choice("sycophancy", "behaviour", amounts, claim="false", value="margin"),
-        "agrees with true claims": _choice("sycophancy", "behaviour", amounts, claim="true"),
-        **_costs(amounts),
+        "sycophancy": _choice("sycophancy", "behaviour", amounts.items, claim="false", value="margin"),
+        **_true_claims(amounts),
+        "knowledge": _choice("knowledge", "capability", amounts.facts),
+        **_plain_text(amounts),
     }
 
 
 def _repair_measures(amounts: Amounts) -> dict[str, Any]:
+    """What a fine-tune is for must stay: its task, and plain text. Knowledge is told, and has no part in the pick."""
     return {
-        "sycophancy": _choice("sycophancy", "behaviour", amounts, claim="false", value="margin"),
-        "refusal": _choice("refusal", "behaviour", amounts, value="margin"),
-        "task": _choice("task", "capability", amounts),
-        **_costs(amounts),
+        "sycophancy": _choice("sycophancy", "behaviour", amounts.items, claim="false", value="margin"),
+        "refusal": _choice("refusal", "behaviour", amounts.items, value="margin"),
+        "task": _choice("task", "capability", amounts.words),
+        "knowledge": _choice("knowledge", "behaviour", amounts.facts),
+        **_plain_text(amounts),
     }
 
 
-def _costs(amounts: Amounts) -> dict[str, Any]:
-    return {
-        "knowledge": _choice("knowledge", "capability", amounts),
-        "plain text": {"role": "perplexity", "perplexity": {**_files("text", "txt"), "items": amounts.passages}},
-    }
+def _true_claims(amounts: Amounts) -> dict[str, Any]:
+    return {"agrees with true claims": _choice("sycophancy", "behaviour", amounts.true_claims, claim="true")}
 
 
-def _choice(name: str, role: str, amounts: Amounts, **settings: str) -> dict[str, Any]:
-    return {"role": role, "choice": {**_files(name), "items": amounts.items, **settings}}
+def _plain_text(amounts: Amounts) -> dict[str, Any]:
+    return {"plain text": {"role": "perplexity", "perplexity": {**_files("text", "txt"), "items": amounts.passages}}}
+
+
+def _choice(name: str, role: str, items: int, **settings: str) -> dict[str, Any]:
+    return {"role": role, "choice": {**_files(name), "items": items, **settings}}
 
 
 def _files(name: str, suffix: str = "jsonl") -> dict[str, str]:
