@@ -17,7 +17,8 @@ from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.errors import BaseMismatchError, CheckpointError, OutputError, UsageError
 from wsmerge.registry import Store, open_direction_folder
 from wsmerge.registry.convert import convert_direction
-from wsmerge.steering.similarity import partial, rows
+from wsmerge.steering.similarity import drawn as drawn_factors
+from wsmerge.steering.similarity import rows
 from wsmerge.steering.similarity.monitoring import MEASURES
 from wsmerge.steering.similarity.plot import plot_monitor
 from wsmerge.steering.similarity.report import RunLabel
@@ -243,10 +244,10 @@ def as_zarr(made, folder):
         return folder
 
 
-@pytest.mark.parametrize("call_bytes", [1, 1 << 15])  # rows of `b` alone, and `b` whole
+@pytest.mark.parametrize("range_bytes", [1, 1 << 15])  # rows of `b` alone, and `b` whole
 @pytest.mark.parametrize("form", ["safetensors", "zarr"])
-def test_a_sample_of_files(tmp_path, monkeypatch, wide, form, call_bytes):
-    monkeypatch.setattr(partial, "_CALL_BYTES", call_bytes)
+def test_a_sample_of_files(tmp_path, monkeypatch, wide, form, range_bytes):
+    monkeypatch.setattr(drawn_factors, "_RANGE_BYTES", range_bytes)
     base, given, made = wide
     if form == "zarr":
         made = [as_zarr(item, tmp_path / f"zarr-{item.name}") for item in made]

@@ -8,6 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+
+def crossed(parts: NDArray[np.float64], runs: int, rank: int) -> tuple[float, float]:
+    """Total of runs x components and its variance, from the n x m `parts` that are drawn; by the means themselves."""
+    n, m = parts.shape
+    of_runs, of_components, mean = parts.mean(axis=1), parts.mean(axis=0), parts.mean()
+    left = sum((parts[j, c] - of_runs[j] - of_components[c] + mean) ** 2 for j in range(n) for c in range(m))
+    left /= (n - 1) * (m - 1)
+    out, off = 1 - n / runs, 1 - m / rank
+    spread = out * of_runs.var(ddof=1) / n + off * of_components.var(ddof=1) / m - out * off * left / (n * m)
+    return runs * rank * float(mean), (runs * rank) ** 2 * float(spread)
+
+
 Dense = Mapping[str, NDArray[np.float64]]
 
 

@@ -12,12 +12,18 @@ The bytes of a tensor are its elements, little-endian and row-major. Canonical J
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import rfc8785
 
 __all__ = ["ContentRow", "canonical_json", "content_digest", "sha256_hex", "structure_digest"]
+
+
+_MAX_EXACT: Final = 2**53 - 1
+_LEAST_PLAIN: Final = 1e-4
+"""Below it Python writes an exponent."""
 
 
 class ContentRow(NamedTuple):
@@ -31,8 +37,42 @@ class ContentRow(NamedTuple):
 
 
 def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
-    """`value` as canonical JSON (RFC 8785): sorted keys, no spaces, shortest numbers, UTF-8."""
-    return rfc8785.dumps(value)
+    """`value` as canonical JSON (RFC 8785): sorted keys, no spaces, shortest numbers, UTF-8.
+
+    Raises:
+        CanonicalizationError: of rfc8785: no JSON value, or a number that a double does not hold.
+    """
+    # json is many times as fast as rfc8785, which is Python: ten manifests took about as long as reading 2 GB of weights.
+    try:
+        return json.dumps(_spelt_alike(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    except (_SpeltOtherwiseError, UnicodeEncodeError):
+        return rfc8785.dumps(value)
+
+
+class _SpeltOtherwiseError(Exception):
+    """A value that json does not write as RFC 8785 has it."""
+
+
+def _spelt_alike(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """`value` in such a form that json writes it as RFC 8785 has it.
+
+    Keys are sorted by code points in one and by UTF-16 in the other, the same for ASCII; of numbers the exponents differ, and
+    whole ones have no fraction here.
+    """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if kind is dict:
+        if not all(type(key) is str and key.isascii() for key in value):
+            raise _SpeltOtherwiseError
+        return {key: _spelt_alike(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_spelt_alike(item) for item in value]
+    if kind is float and value.is_integer():
+        value = int(value)
+    if (type(value) is int and abs(value) <= _MAX_EXACT) or (kind is float and _LEAST_PLAIN <= abs(value) < _MAX_EXACT):
+        return value
+    raise _SpeltOtherwiseError
 
 
 def sha256_hex(data: bytes | memoryview) -> str:

@@ -81,6 +81,10 @@ class LocalFile(Closing):
                 raise TensorFileError("ended while it was read: it was shortened meanwhile", where=str(self.path))
             filled += count
 
+    def fileno(self) -> int:
+        """The file's descriptor; of a closed one none that can be read."""
+        return self._fd
+
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
         if self._fd != _CLOSED:

@@ -177,7 +177,7 @@ def _entry(name: str, value: Any, problems: Problems) -> tuple[TensorSpec, int, 
         return None
     if not isinstance(dtype, str) or dtype not in DTYPES:
         problems.add(f"{name}: unknown dtype {dtype!r}")
-    elif any("\ud800" <= letter <= "\udfff" for letter in name):
+    elif not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
         problems.add(f"{name!r}: half a surrogate pair is no name")
     elif not isinstance(shape, list) or not _naturals((*shape, begin, end)):
         problems.add(f"{name}: shape {shape} or offsets {[begin, end]} are not natural numbers")
@@ -187,4 +187,4 @@ def _entry(name: str, value: Any, problems: Problems) -> tuple[TensorSpec, int, 
 
 
 def _naturals(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values)
+    return all(type(value) is int and value >= 0 for value in values)  # a bool is no number here

@@ -10,7 +10,9 @@ from typing import Any, Final
 from wsmerge.core.closing import Closing
 from wsmerge.core.digest import structure_digest
 from wsmerge.core.hub.commit import RepoCommit
+from wsmerge.core.ranges import RangeFile
 from wsmerge.core.reading import digest_tensors, has_equal_values
+from wsmerge.core.tensor_file import TensorFile
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.engine.locate import path_label
 from wsmerge.engine.shards import AnyTensorFile, open_tensor_files, read_json_object, tensor_file_stamp
@@ -130,6 +132,11 @@ class Checkpoint(Closing):
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes of tensor `name` from byte `start` on."""
         self._file_of[name].read_into(name, start, out)
+
+    def place(self, name: str) -> tuple[RangeFile, int] | None:
+        """The file that tensor `name` lies in as it is, and the byte that it starts at; None of a pickle."""
+        file = self._file_of[name]
+        return (file.file, file.offset(name)) if isinstance(file, TensorFile) else None
 
     def read(self, name: str) -> bytearray:
         """All bytes of tensor `name`."""

@@ -5,14 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.oracles.sampling import estimated
+from tests.oracles.sampling import crossed, estimated
 from tests.oracles.similarity import dense_of, reference
 from tests.sources import MemoryDirection, identity, random_direction
 from wsmerge.core.deltas import DenseDelta, LowRankDelta
 from wsmerge.errors import NonFiniteError, UsageError
+from wsmerge.steering.similarity import drawn as drawn_factors
 from wsmerge.steering.similarity import estimates, factors, products, rows
 from wsmerge.steering.similarity.monitoring import Question, compare
-from wsmerge.steering.similarity.rows import Sample, rows_of
+from wsmerge.steering.similarity.rows import Sample, components_of_each, rows_of
 
 SHAPES = {
     "model.embed_tokens.weight": (403, 32),
@@ -74,6 +75,7 @@ def drawn(share, seed, keep=bool):
 def test_the_same_rows_in_float64(monkeypatch, update, block):
     monkeypatch.setattr(estimates, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(factors, "MAX_COLUMNS", 4 if block == 500 else 1024)
+    monkeypatch.setattr(drawn_factors, "_HELD_ELEMENTS", 1 if block == 1 else 1 << 18)
     dense = dense_of(update)
     for reading, direction in zip(readings(update, directions(), 0.2, 3), directions(), strict=True):
         deltas = dense_of(direction)
@@ -92,8 +94,10 @@ def test_the_same_rows_in_float64(monkeypatch, update, block):
             assert found.direction_norm == pytest.approx(np.sqrt(sum(np.sum(d**2) for d in held.values())), rel=1e-7)
 
 
-def test_over_many_seeds(update):
+@pytest.mark.parametrize("components", [rows.MIN_COMPONENTS, 2])  # all of 3, and 2 of 3
+def test_over_many_seeds(monkeypatch, update, components):
     """The mean of 200 estimates is the exact value, and their spread is the standard error that they name."""
+    monkeypatch.setattr(rows, "MIN_COMPONENTS", components)
     found = [readings(update, directions(), 0.2, seed) for seed in range(200)]
     dense = dense_of(update)
     for place, direction in enumerate(directions()):
@@ -108,6 +112,35 @@ def test_over_many_seeds(update):
             spread = values.std(ddof=1)
             assert abs(values.mean() - exact) < 3.5 * spread / np.sqrt(200), (direction.label, scope, figure)
             assert np.sqrt(np.mean(errors**2)) == pytest.approx(spread, rel=0.2), (direction.label, scope, figure)
+
+
+@pytest.mark.parametrize("block", [1, products.BLOCK_ELEMENTS])
+def test_components_of_a_high_rank(monkeypatch, update, block):
+    """Parts of drawn runs and components, one by one in float64."""
+    monkeypatch.setattr(estimates, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(rows, "MIN_COMPONENTS", 4)
+    high = random_direction(SHAPES, rank=20, seed=4, label="high rank")
+    found = readings(update, [high], 0.2, 3)[0].scopes.named()
+    dense, shown = dense_of(update), drawn(0.2, 3)
+    for scope, keep in KEEPS.items():
+        total, variance, square = 0.0, 0.0, 0.0
+        for name, item in shown.items():
+            if not keep(name) or name not in high.shapes:
+                continue
+            delta = high.low_rank(name)
+            a, b = delta.a.astype(np.float64), delta.b.astype(np.float64)
+            square += np.sum((b @ a) ** 2)
+            if item.whole:
+                total += np.sum(dense[name] * (b @ a))
+                continue
+            taken = components_of_each([name], 20, Sample(0.2, 3))[0]
+            assert taken.size == 9
+            runs = [slice(number * item.run, (number + 1) * item.run) for number in item.drawn]
+            parts = np.array([[b[run, c] @ dense[name][run] @ a[c] for c in taken] for run in runs])
+            estimate = crossed(parts, item.runs, 20)
+            total, variance = total + estimate[0], variance + estimate[1]
+        assert found[scope].projection == pytest.approx(total / square, rel=1e-5)
+        assert found[scope].errors.projection == pytest.approx(np.sqrt(variance) / square, rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

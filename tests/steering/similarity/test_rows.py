@@ -7,7 +7,7 @@ import pytest
 
 from wsmerge.errors import UsageError
 from wsmerge.steering.similarity import rows as rows_module
-from wsmerge.steering.similarity.rows import MAX_RUN_ROWS, MIN_RUNS, Sample, rows_of
+from wsmerge.steering.similarity.rows import MAX_RUN_ROWS, MIN_RUNS, Sample, components_of_each, rows_of
 
 SHAPE = (3000, 2048)
 
@@ -36,7 +36,7 @@ def test_the_draw_by_plain_integers():
 @pytest.mark.parametrize("shape", [(3000, 2048), (3001, 4096), (5000, 7), (3, 500, 2048), (6000, 2, 4)])
 def test_as_many_as_asked_for(share, shape):
     rows = rows_of("a.weight", shape, Sample(share))
-    spans = rows.spans(0, rows.drawn.size)
+    spans = zip(rows.starts.tolist(), rows.counts.tolist(), strict=True)
     assert [row for start, count in spans for row in range(start, start + count)] == rows.indices.tolist()
     assert len(set(rows.indices.tolist())) == rows.indices.size
     assert 0 <= rows.indices.min() <= rows.indices.max() < rows.rows
@@ -75,3 +75,20 @@ def test_blocks_cover_the_runs():
 def test_no_share(share):
     with pytest.raises(UsageError, match="share above 0"):
         Sample(share).check()
+
+
+@pytest.mark.parametrize(
+    ("rank", "share", "count"), [(3, 0.01, 3), (16, 0.01, 16), (64, 0.01, 16), (64, 0.25, 32), (64, 1.0, 64)]
+)
+def test_components_that_are_drawn(rank, share, count):
+    found = components_of_each(["a.weight", "b.weight"], rank, Sample(share))
+    assert found.shape == (2, count)
+    assert all(np.array_equal(np.unique(own), own) and 0 <= own.min() <= own.max() < rank for own in found)
+    assert count == rank or not np.array_equal(*found)
+
+
+def test_every_component_is_drawn_as_often():
+    counts = np.zeros(64)
+    for seed in range(400):
+        counts[components_of_each(["a.weight"], 64, Sample(0.01, seed))[0]] += 1
+    assert np.sum((counts - 100) ** 2 / (100 * 0.75)) == pytest.approx(64, abs=5 * np.sqrt(128))

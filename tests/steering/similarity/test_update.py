@@ -12,7 +12,12 @@ from tests.peft_adapters import merged_deltas, save_adapter, save_gpt2, save_lla
 from tests.steering.similarity.made import fine_tune, make_base, subtracted
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.errors import BaseMismatchError, CheckpointError, NonFiniteError
-from wsmerge.steering.similarity.loops import load_difference, numpy_difference
+from wsmerge.steering.similarity.loops import (
+    load_difference,
+    load_run_products,
+    numpy_difference,
+    numpy_run_products,
+)
 from wsmerge.steering.similarity.matrix import similarity_matrix
 from wsmerge.steering.similarity.update import BaseBlocks, Update
 
@@ -43,6 +48,17 @@ def test_both_forms_of_the_loop_give_the_same_bits():
         is_nan = np.isnan(plain)
         np.testing.assert_array_equal(np.isnan(compiled), is_nan)
         np.testing.assert_array_equal(compiled.view(np.uint32)[~is_nan], plain.view(np.uint32)[~is_nan])
+
+
+def test_both_forms_of_the_products_by_run_agree():
+    x, y = np.random.default_rng(0).standard_normal((2, 1000)).astype(np.float32)
+    ends = np.array([1, 1, 700, 1000])
+    found = np.empty((2, 4))
+    load_run_products()(x, y, ends, found[0])
+    numpy_run_products(x, y, ends, found[1])
+    parts = [slice(0, 1), slice(1, 1), slice(1, 700), slice(700, 1000)]
+    wanted = [sum(float(one) * float(other) for one, other in zip(x[part], y[part], strict=True)) for part in parts]
+    np.testing.assert_allclose(found, [wanted, wanted], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])

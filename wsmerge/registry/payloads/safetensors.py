@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsmerge.core.ranges import ExpectingFile, read_range
+from wsmerge.core.ranges import ExpectingFile, RangeFile, read_range
 from wsmerge.core.tensor_file import TensorFile
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.errors import DirectionError, TensorFileError
@@ -58,6 +58,11 @@ class SafetensorsPayload(Payload):
     def fill(self, key: str, start: int, out: NDArray[np.float32]) -> None:
         """Fill `out` with the elements of array `key` from element `start` on."""
         self._files[key].read_into(key, start * out.itemsize, out.data.cast("B"))
+
+    def place(self, key: str) -> tuple[RangeFile, int]:
+        """The file that array `key` lies in, row-major, and the byte that it starts at."""
+        file = self._files[key]
+        return file.file, file.offset(key)
 
     def expect(self, keys: Iterable[str]) -> None:
         """Say that of all arrays only `keys` will be read, so that of a remote payload nothing else is fetched."""

@@ -5,7 +5,8 @@ Of a tensor with N runs of rows, n are drawn (`rows`); run j contributes x_j = <
     <u, w>    estimated by N / n * (x_1 + ... + x_n), without bias; <u, u> by the same of y
     variance  N^2 * (1 - n / N) / n * s^2, with s^2 the variance of the drawn contributions; covariances likewise
 
-Tensors are drawn independently, so that estimates and variances of any set of tensors are sums. Not estimated but exact are
+Of factors of a high rank components are drawn too, and x_j is estimated from them; what that adds to the variance is in
+`crossed`. Tensors are drawn independently, so that estimates and variances of any set of tensors are sums. Not estimated but exact are
 <w, w>, everything between two factored deltas, and tensors that are read whole, by the exact way's own code. Products of a
 row with factors are of float32, all sums of float64.
 """
@@ -13,27 +14,31 @@ row with factors are of float32, all sums of float64.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsmerge.core.deltas import LowRankDelta
-from wsmerge.engine.kernels import load_kernels
 from wsmerge.errors import UsageError
-from wsmerge.steering.similarity.factors import DrawnStack, in_groups, inner_of_factors
-from wsmerge.steering.similarity.parallel import Progress, by_tensor
+from wsmerge.steering.similarity.crossed import ComponentSums
+from wsmerge.steering.similarity.drawn import DrawnStack, in_stacks
+from wsmerge.steering.similarity.factors import inner_of_factors
+from wsmerge.steering.similarity.loops import load_run_products
+from wsmerge.steering.similarity.parallel import Progress, by_batch, sizes_of
 from wsmerge.steering.similarity.partial import PartialVector
 from wsmerge.steering.similarity.products import BLOCK_ELEMENTS, Gram, TensorProducts, Variances, check_finite
-from wsmerge.steering.similarity.rows import Rows, Sample, rows_of
+from wsmerge.steering.similarity.rows import Rows, Sample, components_of_each, cut_of, rows_of_each
+from wsmerge.steering.similarity.update import RowRuns
 from wsmerge.steering.similarity.vectors import Vector
 
 __all__ = ["estimated_products"]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+
+_MAX_TENSORS: Final = 16
+"""Tensors of a batch: more would leave threads without work at the end."""
 
 
 def estimated_products(
@@ -59,12 +64,13 @@ def estimated_products(
     """
     sample.check()
     _refuse_factors_alone(vectors, updates)
-    work = _Work(vectors, updates, sample)
-    names, numels, found = by_tensor(vectors, work.tensor, threads=threads, progress=progress)
+    work, sizes = _Work(vectors, updates, sample), sizes_of(vectors)
+    made = by_batch(sizes, work.batches(sizes), work.batch, threads=threads, progress=progress)
+    names, found = tuple(sizes), [made[name] for name in sizes]
     values = np.stack([item.values for item in found])
     check_finite(vectors, names, values)
     variances = Variances(*(np.stack(items) for items in zip(*(item.variances for item in found), strict=True)))
-    return Gram(names, numels, values, variances)
+    return Gram(names, np.array(list(sizes.values()), np.float64), values, variances)
 
 
 def _refuse_factors_alone(vectors: Sequence[Vector], updates: int) -> None:
@@ -89,23 +95,52 @@ class _Found(NamedTuple):
     variances: Variances
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Drawn:
-    """What the drawn runs of one tensor contribute.
+Ranks = tuple[tuple[int, int | None], ...]
+"""The vectors that have a delta for a tensor, by their numbers, and its rank, None where it is dense."""
+
+
+class _Drawn(NamedTuple):
+    """What is drawn of tensors that are alike.
 
     Attributes:
-        rows: which they are.
-        x: runs x updates x directions.
+        x: what each run contributes to <u, w>: tensors x runs x updates x vectors.
+        y: the same of <u, u>: tensors x runs x updates.
+        of_components: what drawing components adds to the variance of <u, w>: tensors x updates x vectors.
+    """
+
+    x: Float64
+    y: Float64
+    of_components: Float64
+
+    @classmethod
+    def of(cls, tensors: int, runs: int, updates: int, vectors: int) -> _Drawn:
+        """Nothing as yet."""
+        x = np.zeros((tensors, runs, updates, vectors))
+        return cls(x, np.zeros((tensors, runs, updates)), np.zeros((tensors, updates, vectors)))
+
+
+class _Piece(NamedTuple):
+    """Drawn runs that are read at once, and where their products go.
+
+    Attributes:
+        runs: of each tensor.
+        ends: the row that each run ends before, counted through all tensors.
+        x: runs x updates x vectors.
         y: runs x updates.
     """
 
-    rows: Rows
+    runs: Sequence[RowRuns]
+    ends: NDArray[np.int64]
     x: Float64
     y: Float64
 
 
 class _Work:
-    """The estimates of one tensor after another; threads share it, each with buffers of its own."""
+    """The estimates of some tensors after others; threads share it, each with buffers of its own.
+
+    Tensors of one shape, for which the same vectors have deltas of the same ranks, are taken together where they are small:
+    what has to be done in Python is then done once for all of them.
+    """
 
     def __init__(self, vectors: Sequence[Vector], updates: int, sample: Sample) -> None:
         count = len(vectors)
@@ -114,129 +149,165 @@ class _Work:
         pairs = {(one, other) for one in range(updates) for other in range(updates, count)}
         self._exact = TensorProducts(vectors, frozenset(pairs | {(number, number) for number in range(count)}))
         self._local = threading.local()
-        self._dot = load_kernels().dot
 
-    def tensor(self, name: str) -> _Found:
-        """The products of tensor `name`."""
-        having = [index for index, item in enumerate(self._vectors) if name in item.vector.own]
-        ranks = {index: self._vectors[index].vector.rank(name) for index in having}
-        rows = rows_of(name, self._vectors[having[0]].vector.shapes[name], self._sample)
-        if rows.whole:
-            return _Found(self._exact.tensor(name), _no_variances(self._count, self._updates))
-        values = np.zeros((self._count, self._count))
-        for index in having:
-            if index >= self._updates:
-                values[index, index] = self._vectors[index].squared_norm(name)
-        self._factored(name, {index: rank for index, rank in ranks.items() if rank}, values)
-        if not any(rank is None for rank in ranks.values()):
-            return _Found(values, _no_variances(self._count, self._updates))
-        return self._estimated(self._draw(name, rows, ranks), ranks, values)
+    def batches(self, names: Iterable[str]) -> Iterator[list[str]]:
+        """`names` in batches of tensors that are alike, so large that their rows stay in a core's cache."""
+        alike: dict[tuple[tuple[int, ...], Ranks], list[str]] = {}
+        for name in names:
+            ranks = self._ranks(name)
+            alike.setdefault((self._shape(name, ranks), ranks), []).append(name)
+        for (shape, _), items in alike.items():
+            cut = cut_of(shape, self._sample.share)
+            rows = BLOCK_ELEMENTS // max(1, cut.drawn * cut.run * cut.columns)
+            size = 1 if cut.whole else max(1, min(_MAX_TENSORS, rows))
+            yield from (items[first : first + size] for first in range(0, len(items), size))
+
+    def _ranks(self, name: str) -> Ranks:
+        return tuple(
+            (index, item.vector.rank(name)) for index, item in enumerate(self._vectors) if name in item.vector.own
+        )
+
+    def _shape(self, name: str, ranks: Ranks) -> tuple[int, ...]:
+        return self._vectors[ranks[0][0]].vector.shapes[name]
+
+    def batch(self, names: Sequence[str]) -> list[_Found]:
+        """The products of tensors that are alike."""
+        ranks = self._ranks(names[0])
+        rows = rows_of_each(names, self._shape(names[0], ranks), self._sample)
+        if rows[0].whole:
+            return [_Found(self._exact.tensor(name), _no_variances(self._count, self._updates)) for name in names]
+        values = np.zeros((len(names), self._count, self._count))
+        for number, name in enumerate(names):
+            for index, _ in ranks:
+                if index >= self._updates:
+                    values[number, index, index] = self._vectors[index].squared_norm(name)
+            self._factored(name, {index: rank for index, rank in ranks if rank}, values[number])
+        if not any(rank is None for _, rank in ranks):
+            return [_Found(item, _no_variances(self._count, self._updates)) for item in values]
+        return self._estimated(rows[0], self._draw(names, rows, ranks), ranks, values)
 
     def _factored(self, name: str, ranks: Mapping[int, int], values: Float64) -> None:
         """Everything between two factored deltas, exact."""
         for one in ranks:
             if one >= self._updates:
                 continue
-            left = self._whole(one, name)
+            left = self._vectors[one].factors(name)
             values[one, one] = inner_of_factors(left, left)
             for other in ranks:
                 if other >= self._updates:
-                    values[one, other] = values[other, one] = inner_of_factors(left, self._whole(other, name))
+                    values[one, other] = values[other, one] = inner_of_factors(left, self._vectors[other].factors(name))
 
-    def _whole(self, index: int, name: str) -> LowRankDelta:
-        vector = self._vectors[index].vector
-        return vector.source.low_rank(vector.own[name])
-
-    def _draw(self, name: str, rows: Rows, ranks: Mapping[int, int | None]) -> _Drawn:
+    def _draw(self, names: Sequence[str], rows: Sequence[Rows], ranks: Ranks) -> _Drawn:
         """Read the drawn runs of every dense delta against all that it is asked against."""
-        dense = [index for index, rank in ranks.items() if rank is None]
-        met = {index: rank for index, rank in ranks.items() if rank and self._faces(index, dense)}
-        drawn = _Drawn(
-            rows, np.zeros((rows.drawn.size, self._updates, self._count)), np.zeros((rows.drawn.size, self._updates))
-        )
-        for number, group in enumerate(list(in_groups(met, list(met.values()))) or [[]]):
-            stack = self._stack(name, rows, {index: met[index] for index in group}) if group else None
+        dense = [index for index, rank in ranks if rank is None]
+        met = {index: rank for index, rank in ranks if rank and self._faces(index, dense)}
+        drawn = _Drawn.of(len(names), rows[0].drawn.size, self._updates, self._count)
+        stacks = list(in_stacks({index: self._vectors[index] for index in met}, met, names))
+        pieces = list(_pieces(names, rows, drawn))
+        blocks: dict[int, Float32] = {}
+        for number, kind in enumerate(stacks or [None]):
+            stack = self._stack(kind, names, rows) if kind else None
+            sums: dict[int, ComponentSums] = {}
             filled = 0
-            for first, last in rows.blocks(BLOCK_ELEMENTS):
-                spans = rows.spans(first, last)
-                counts = [count for _, count in spans]
-                blocks = {index: self._read(index, name, spans, (sum(counts), rows.columns)) for index in dense}
-                piece = _Drawn(rows, drawn.x[first:last], drawn.y[first:last])
+            for piece in pieces:
+                if number == 0 or len(pieces) > 1:
+                    blocks = {index: self._read(index, piece, rows[0].columns) for index in dense}
                 if number == 0:
-                    self._meet_dense(blocks, counts, piece)
+                    self._meet_dense(blocks, piece)
                 if stack is not None:
-                    self._meet_factors(blocks, stack.part(filled, filled + sum(counts)), counts, piece)
-                filled += sum(counts)
+                    self._meet_factors(blocks, stack, piece, filled, sums)
+                filled += int(piece.ends[-1])
+            if stack is not None:
+                for one, parts in sums.items():
+                    for place, pair in self._pairs(one, stack.indices):
+                        variance = parts.variance(place, drawn.x[:, :, *pair], rows[0].runs)
+                        drawn.of_components[:, *pair] = variance
         return drawn
+
+    def _stack(
+        self, kind: tuple[int, dict[int, PartialVector]], names: Sequence[str], rows: Sequence[Rows]
+    ) -> DrawnStack:
+        rank, vectors = kind
+        return DrawnStack(vectors, names, rows, components_of_each(names, rank, self._sample), rank, self._room)
+
+    def _pairs(self, one: int, others: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
+        """Which of `others` face vector `one`: their places, and the numbers of update and direction."""
+        found = [(place, (min(one, other), max(one, other))) for place, other in enumerate(others)]
+        return [(place, pair) for place, pair in found if pair[0] < self._updates <= pair[1]]
 
     def _faces(self, index: int, others: Sequence[int]) -> bool:
         return any((index < self._updates) != (other < self._updates) for other in others)
 
-    def _stack(self, name: str, rows: Rows, ranks: Mapping[int, int]) -> DrawnStack:
-        total = sum(ranks.values())
-        a = self._room("a", total * rows.columns).reshape(total, rows.columns)
-        b = self._room("b", total * rows.indices.size).reshape(total, rows.indices.size)
-        starts, last = [], 0
-        for index, rank in ranks.items():
-            starts.append(last)
-            first, last = last, last + rank
-            self._vectors[index].read_factors(name, rows, a[first:last], b[first:last], self._room)
-        return DrawnStack(a, b, tuple(starts), tuple(ranks))
-
-    def _meet_dense(self, blocks: Mapping[int, Float32], counts: Sequence[int], piece: _Drawn) -> None:
+    def _meet_dense(self, blocks: Mapping[int, Float32], piece: _Piece) -> None:
         """Dense updates with themselves and with dense directions."""
-        last = 0
-        for run, count in enumerate(counts):
-            first, last = last, last + count
-            for one, block in blocks.items():
-                if one >= self._updates:
-                    continue
-                own = block[first:last].reshape(-1)
-                piece.y[run, one] = self._dot(own, own)
-                for other in blocks:
-                    if other >= self._updates:
-                        piece.x[run, one, other] = self._dot(own, blocks[other][first:last].reshape(-1))
+        sums = np.empty(piece.ends.size)
+        for one, block in blocks.items():
+            if one >= self._updates:
+                continue
+            ends = piece.ends * block.shape[1]
+            load_run_products()(block.reshape(-1), block.reshape(-1), ends, sums)
+            piece.y[:, one] = sums
+            for other, against in blocks.items():
+                if other >= self._updates:
+                    load_run_products()(block.reshape(-1), against.reshape(-1), ends, sums)
+                    piece.x[:, one, other] = sums
 
     def _meet_factors(
-        self, blocks: Mapping[int, Float32], stack: DrawnStack, counts: Sequence[int], piece: _Drawn
+        self,
+        blocks: Mapping[int, Float32],
+        stack: DrawnStack,
+        piece: _Piece,
+        first: int,
+        sums: dict[int, ComponentSums],
     ) -> None:
         """Dense updates with factored directions, and factored updates with dense directions."""
-        begins = np.cumsum([0, *counts[:-1]])
-        for one, block in blocks.items():
-            is_update = one < self._updates
-            wanted = [place for place, other in enumerate(stack.indices) if (other < self._updates) != is_update]
-            if not wanted or (is_update and not piece.y[:, one].any()):  # of rows that training left alone all are 0
-                continue
-            sums = stack.inner(block, self._room("product", block.shape[0] * stack.a.shape[0]), begins)
-            for place in wanted:
-                pair = (one, stack.indices[place]) if is_update else (stack.indices[place], one)
-                piece.x[:, pair[0], pair[1]] = sums[place]
+        begins = np.concatenate([np.zeros(1, np.int64), piece.ends[:-1]])
+        met = {one: pairs for one in blocks if (pairs := self._pairs(one, stack.indices))}
+        # Of rows that training left alone all products are 0.
+        met = {one: pairs for one, pairs in met.items() if one >= self._updates or piece.y[:, one].any()}
+        if not met:
+            return
+        found = stack.products([blocks[one] for one in met], [runs.rows for runs in piece.runs], begins, first)
+        drawn, scale = stack.components.shape[1], stack.rank / stack.components.shape[1]
+        for (one, pairs), parts in zip(met.items(), found, strict=True):
+            by_run = scale * parts.sum(axis=1)
+            for place, pair in pairs:
+                piece.x[:, *pair] = by_run[place]
+            if drawn < stack.rank:
+                tensors = len(piece.runs)
+                sums.setdefault(one, ComponentSums(len(stack.indices), tensors, drawn, stack.rank)).add(
+                    parts.reshape(*parts.shape[:2], tensors, -1)
+                )
 
-    def _read(self, index: int, name: str, spans: list[tuple[int, int]], shape: tuple[int, int]) -> Float32:
-        block = self._room(f"block {index}", shape[0] * shape[1]).reshape(shape)
-        self._vectors[index].read_rows(name, spans, block)
+    def _read(self, index: int, piece: _Piece, columns: int) -> Float32:
+        rows = int(piece.ends[-1])
+        block = self._room(f"block {index}", rows * columns).reshape(rows, columns)
+        self._vectors[index].read_rows(piece.runs, block)
         return block
 
-    def _estimated(self, drawn: _Drawn, ranks: Mapping[int, int | None], values: Float64) -> _Found:
+    def _estimated(self, rows: Rows, drawn: _Drawn, ranks: Ranks, values: Float64) -> list[_Found]:
         """Fill `values` with totals of what was drawn; what is exact has its value already, and no variance."""
-        runs, count = drawn.rows.runs, drawn.rows.drawn.size
+        runs, count, x, y = rows.runs, rows.drawn.size, drawn.x, drawn.y
         dense, held = (np.zeros(self._count, np.bool_) for _ in range(2))
-        held[list(ranks)] = True
-        dense[[index for index, rank in ranks.items() if rank is None]] = True
-        of_update, of_pair = dense[: self._updates], np.zeros_like(drawn.x[0], np.bool_)
+        held[[index for index, _ in ranks]] = True
+        dense[[index for index, rank in ranks if rank is None]] = True
+        of_update, of_pair = dense[: self._updates], np.zeros(x.shape[2:], np.bool_)
         of_pair[:, self._updates :] = held[: self._updates, None] & held[self._updates :]
         of_pair &= of_update[:, None] | dense
         with np.errstate(all="ignore"):  # what is not finite is told with its tensor, once all are done
-            totals, squares = runs / count * drawn.x.sum(axis=0), runs / count * drawn.y.sum(axis=0)
-            x, y = drawn.x - drawn.x.mean(axis=0), drawn.y - drawn.y.mean(axis=0)
+            totals, squares = runs / count * x.sum(axis=1), runs / count * y.sum(axis=1)
+            x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
             scale = runs * (runs - count) / count / (count - 1)
-            inner, square = scale * (x * x).sum(axis=0), scale * (y * y).sum(axis=0)
-            across = scale * (x * y[:, :, None]).sum(axis=0)
-        here = values[: self._updates]
-        here[of_pair] = totals[of_pair]
-        values[:, : self._updates].T[of_pair] = totals[of_pair]
-        here[np.diag_indices(self._updates)] = np.where(of_update, squares, here.diagonal())
-        return _Found(values, Variances(inner * of_pair, across * of_pair, square * of_update))
+            inner = scale * (x * x).sum(axis=1) + drawn.of_components
+            square = scale * (y * y).sum(axis=1)
+            across = scale * (x * y[..., None]).sum(axis=1)
+        here = values[:, : self._updates]
+        here[:, of_pair] = totals[:, of_pair]
+        values[:, :, : self._updates].swapaxes(1, 2)[:, of_pair] = totals[:, of_pair]
+        on_diagonal = np.arange(self._updates)
+        here[:, on_diagonal, on_diagonal] = np.where(of_update, squares, here[:, on_diagonal, on_diagonal])
+        variances = zip(inner * of_pair, across * of_pair, square * of_update, strict=True)
+        return [_Found(item, Variances(*spread)) for item, spread in zip(values, variances, strict=True)]
 
     def _room(self, what: str, count: int) -> Float32:
         """`count` elements that this thread alone uses, and that the next call of the same `what` uses again."""
@@ -248,3 +319,17 @@ class _Work:
 
 def _no_variances(count: int, updates: int) -> Variances:
     return Variances(np.zeros((updates, count)), np.zeros((updates, count)), np.zeros(updates))
+
+
+def _pieces(names: Sequence[str], rows: Sequence[Rows], drawn: _Drawn) -> Iterator[_Piece]:
+    """All runs of several tensors at once, or those of one tensor block by block."""
+    x, y = drawn.x, drawn.y
+    if len(names) > 1:
+        runs = [RowRuns(name, item.starts, item.counts) for name, item in zip(names, rows, strict=True)]
+        ends = np.cumsum(np.concatenate([item.counts for item in rows]))
+        yield _Piece(runs, ends, x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:]))
+        return
+    for first, last in rows[0].blocks(BLOCK_ELEMENTS):
+        counts = rows[0].counts[first:last]
+        runs = [RowRuns(names[0], rows[0].starts[first:last], counts)]
+        yield _Piece(runs, np.cumsum(counts), x[0, first:last], y[0, first:last])

@@ -3,8 +3,7 @@
     <b1 a1, b2 a2> = trace((b1^T b2)(a2 a1^T)) = sum of (b1^T b2) * (a1 a2^T), element by element
 
 A dense block of rows X meets many factored deltas at once: their `a` stand above each other, and one product X @ A^T
-serves them all; its columns are then weighted with the rows of their `b` and summed in float64. Of a sample of the rows the
-product is taken the other way round, A @ X^T.
+serves them all; its columns are then weighted with the rows of their `b` and summed in float64.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsmerge.core.deltas import LowRankDelta
 
-__all__ = ["MAX_COLUMNS", "DrawnStack", "Stack", "in_groups", "inner_of_factors"]
+__all__ = ["MAX_COLUMNS", "Stack", "in_groups", "inner_of_factors"]
 
 MAX_COLUMNS: Final = 1024
 """Ranks of the deltas that are held at once, summed: bounds the memory, and the product is no slower in parts."""
@@ -96,41 +95,4 @@ class Stack:
             np.matmul(block, self.a.T, out=product)
             by_column = np.einsum("ij,ij->j", product, self.b[first : first + rows], dtype=np.float64)
             sums: Float64 = np.add.reduceat(by_column, self.starts)
-        return sums
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DrawnStack:
-    """Factored deltas of one tensor above each other, the drawn rows of their `b` alone.
-
-    Attributes:
-        a: sum of ranks x columns.
-        b: sum of ranks x drawn rows: transposed, since a product of few rows is quickest this way round.
-        starts: the first row of `a` that belongs to each delta.
-        indices: which vectors they are of.
-    """
-
-    a: Float32
-    b: Float32
-    starts: tuple[int, ...]
-    indices: tuple[int, ...]
-
-    def part(self, first: int, last: int) -> DrawnStack:
-        """The drawn rows `first` to `last`."""
-        return DrawnStack(self.a, self.b[:, first:last], self.starts, self.indices)
-
-    def inner(self, block: Float32, room: Float32, begins: NDArray[np.intp]) -> Float64:
-        """Deltas x runs: products of the rows in `block` with the same rows of each delta, summed by run.
-
-        Args:
-            block: as many rows as there are drawn ones here, x columns.
-            room: rows * sum of ranks elements to work in.
-            begins: the first row of each run.
-        """
-        product = room.reshape(self.b.shape)
-        with np.errstate(all="ignore"):  # what is not finite is told with its tensor, once all are done
-            np.matmul(self.a, block.T, out=product)
-            weighted = np.multiply(product, self.b, dtype=np.float64)
-            by_run: Float64 = np.add.reduceat(weighted, begins, axis=1)
-            sums: Float64 = np.add.reduceat(by_run, self.starts, axis=0)
         return sums

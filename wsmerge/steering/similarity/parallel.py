@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsmerge.steering.similarity.vectors import Vector
 
-__all__ = ["Progress", "by_tensor"]
+__all__ = ["Progress", "by_batch", "by_tensor", "sizes_of"]
 
 Progress = Callable[[int, int], None]
 """Called with elements done and elements in all."""
@@ -35,24 +35,57 @@ def by_tensor(
     Returns:
         The names, elements of each (float64), and what was given for each.
     """
+    sizes = sizes_of(vectors)
+
+    def alone(names: Sequence[str]) -> list[_Result]:
+        return [work(name) for name in names]
+
+    found = by_batch(sizes, [[name] for name in sizes], alone, threads=threads, progress=progress)
+    return tuple(sizes), np.array(list(sizes.values()), np.float64), [found[name] for name in sizes]
+
+
+def sizes_of(vectors: Sequence[Vector]) -> dict[str, int]:
+    """Elements of each tensor that any of `vectors` has, by common names."""
+    shapes = {name: shape for vector in vectors for name, shape in vector.shapes.items()}
+    return {name: math.prod(shape) for name, shape in shapes.items()}
+
+
+def by_batch(
+    sizes: Mapping[str, int],
+    batches: Iterable[Sequence[str]],
+    work: Callable[[Sequence[str]], Sequence[_Result]],
+    *,
+    threads: int | None,
+    progress: Progress | None,
+) -> dict[str, _Result]:
+    """What `work` gives for each tensor, some tensors a call; large batches come first.
+
+    Args:
+        sizes: elements of each tensor.
+        batches: the names of tensors, each in one of them.
+        work: called with names, in any thread; gives something for each.
+        threads: batches in work at once; None for the number of cores.
+        progress: called with elements done and elements in all.
+    """
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - looks through the loaded libraries
 
-    sizes = {name: math.prod(shape) for vector in vectors for name, shape in vector.shapes.items()}
+    elements = [(sum(sizes[name] for name in names), names) for names in batches]
     found: dict[str, _Result] = {}
-    done, total = 0, sum(sizes.values())
+    done, total = 0, sum(size for size, _ in elements)
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads or _cores()) as pool:
-        running = {pool.submit(work, name): name for name in sorted(sizes, key=lambda name: -sizes[name])}
+        ordered = sorted(elements, key=lambda item: -item[0])
+        running = {pool.submit(work, names): (size, names) for size, names in ordered}
         try:
             for future in as_completed(running):
-                name = running[future]
-                found[name] = future.result()
-                done += sizes[name]
+                size, names = running[future]
+                found.update(zip(names, future.result(), strict=True))
+                done += size
                 if progress is not None:
                     progress(done, total)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return tuple(sizes), np.array(list(sizes.values()), np.float64), [found[name] for name in sizes]
+    return found
 
 
 def _cores() -> int:

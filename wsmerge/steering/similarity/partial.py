@@ -1,8 +1,8 @@
 """What a sample reads of one vector: rows of its dense deltas, `a` and rows of `b` of its factors, and its exact norm.
 
     dense               the rows
-    factors             of a direction's file on this machine `a` and rows of `b`; elsewhere, and where a row of the delta
-                        is no row of the file (transposed factors, zarr), both whole
+    factors             of a direction's file on this machine `a` and rows of `b` (`drawn`); elsewhere, and where a row of the
+                        delta is no row of the file (transposed factors, zarr), both whole
     squared norm        as the manifest has it; of sources without one, from the factors or from all elements
 
 Factors that are read in part cannot be hashed against the manifest, and are not; `wsmerge verify` does that.
@@ -11,31 +11,45 @@ Factors that are read in part cannot be hashed against the manifest, and are not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsmerge.core.deltas import LowRankDelta
+from wsmerge.core.ranges import RangeFile
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.kernels import load_kernels
 from wsmerge.registry import Direction
-from wsmerge.registry.payloads import Payload, component_key
+from wsmerge.registry.payloads import component_key
 from wsmerge.registry.payloads.safetensors import SafetensorsPayload
 from wsmerge.steering.similarity.factors import inner_of_factors
 from wsmerge.steering.similarity.nulls import NullDirection
-from wsmerge.steering.similarity.rows import Rows
+from wsmerge.steering.similarity.update import RowRuns, Update
 from wsmerge.steering.similarity.vectors import Vector
 
-__all__ = ["PartialVector", "Room"]
+__all__ = ["FactorsInFile", "PartialVector"]
 
-_CALL_BYTES: Final = 1 << 15
-"""Bytes that are copied in about the time that one more call takes."""
 _BLOCK_ELEMENTS: Final = 1 << 18
 
 Float32 = NDArray[np.float32]
-Room = Callable[[str, int], Float32]
-"""Gives so many elements under a name, for the calling thread to work in."""
+
+
+class FactorsInFile(NamedTuple):
+    """Two factors that lie in files, float32 and row-major.
+
+    Attributes:
+        a_file: the file of `a` (rank x columns).
+        a_start: the byte that it starts at.
+        b_file: the file of `b` (rows x rank).
+        b_start: the byte that it starts at.
+    """
+
+    a_file: RangeFile
+    a_start: int
+    b_file: RangeFile
+    b_start: int
 
 
 class PartialVector:
@@ -47,35 +61,26 @@ class PartialVector:
         self._norms = _norms(source)
         self._files = _factor_files(source)
 
-    def read_rows(self, name: str, spans: list[tuple[int, int]], out: Float32) -> None:
-        """Fill `out` (rows x columns) with the rows of the dense delta for `name` that `spans` name."""
-        own, source = self.vector.own[name], self.vector.source
+    def read_rows(self, wanted: Sequence[RowRuns], out: Float32) -> None:
+        """Fill `out` (rows x columns) with runs of rows of dense deltas, by their common names, one behind the other."""
+        source = self.vector.source
+        own = [runs._replace(name=self.vector.own[runs.name]) for runs in wanted]
+        if isinstance(source, Update):
+            source.read_rows(own, out)
+            return
         columns, filled = out.shape[1], 0
-        for start, count in spans:
-            source.read_dense(own, start * columns, out[filled : filled + count].reshape(-1))
-            filled += count
+        for runs in own:
+            for start, count in zip(runs.starts.tolist(), runs.counts.tolist(), strict=True):
+                source.read_dense(runs.name, start * columns, out[filled : filled + count].reshape(-1))
+                filled += count
 
-    def read_factors(self, name: str, rows: Rows, a: Float32, b: Float32, room: Room) -> None:
-        """Fill `a` (rank x columns), and `b` (rank x drawn rows) with the columns of the transposed `b` that are drawn."""
-        own, source = self.vector.own[name], self.vector.source
-        stored = self._files.get(own)
-        if stored is None:
-            delta = source.low_rank(own)
-            a[:], b[:] = delta.a, delta.b[rows.indices].T
-            return
-        payload, a_key, b_key = stored
-        payload.read_into(a_key, 0, a.reshape(-1))
-        rank, drawn = b.shape
-        if 4 * rows.rows * rank <= _CALL_BYTES * rows.drawn.size:
-            whole = room("b whole", rows.rows * rank)
-            payload.read_into(b_key, 0, whole)
-            b[:] = whole.reshape(-1, rank)[rows.indices].T
-            return
-        part, filled = room("b part", drawn * rank), 0
-        for start, count in rows.spans(0, rows.drawn.size):
-            payload.read_into(b_key, start * rank, part[filled : filled + count * rank])
-            filled += count * rank
-        b[:] = part.reshape(-1, rank).T
+    def factors_in_file(self, name: str) -> FactorsInFile | None:
+        """Where the factors of the delta for `name` lie as they are, on this machine or elsewhere; None where they do not."""
+        return self._files.get(self.vector.own[name])
+
+    def factors(self, name: str) -> LowRankDelta:
+        """The factors of the delta for `name`, whole."""
+        return self.vector.source.low_rank(self.vector.own[name])
 
     def squared_norm(self, name: str) -> float:
         """The squared norm of the delta for `name`, exact."""
@@ -95,7 +100,7 @@ def _norms(source: DeltaSource) -> Mapping[str, float]:
     return {row.name: row.norm for row in source.manifest.tensors} if isinstance(source, Direction) else {}
 
 
-def _factor_files(source: DeltaSource) -> Mapping[str, tuple[Payload, str, str]]:
+def _factor_files(source: DeltaSource) -> Mapping[str, FactorsInFile]:
     """Where `a` and `b` of a delta lie as they are, so that rows of `b` are ranges of a file on this machine."""
     if not isinstance(source, Direction) or source.files.folder is None:
         return {}
@@ -106,7 +111,7 @@ def _factor_files(source: DeltaSource) -> Mapping[str, tuple[Payload, str, str]]
     for row in source.manifest.tensors:
         if row.layout == "linear":
             a, b = (component_key(row, part, adapter=payload.adapter) for part in ("lora_A", "lora_B"))
-            found[row.name] = (payload, a, b)
+            found[row.name] = FactorsInFile(*payload.place(a), *payload.place(b))
     return found
 
 

@@ -42,7 +42,7 @@ class Variances(NamedTuple):
     """How much estimated products of updates u with directions w vary from one sample to another.
 
     Attributes:
-        inner: of <u, w>: (tensors x) updates x vectors.
+        inner: of <u, w>: (tensors x) updates x vectors; of one tensor an estimate can be below 0.
         inner_with_square: covariance of <u, w> and <u, u>, likewise.
         square: of <u, u>: (tensors x) updates.
     """

@@ -22,12 +22,13 @@ from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.dtypes import BF16, F64, DType
 from wsmerge.core.tensors import BaseIdentity, TensorSpec
 from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.engine.gather import gather
 from wsmerge.engine.kernels import load_kernels
 from wsmerge.errors import DirectionError
 from wsmerge.steering.poles import Pole, open_pole
 from wsmerge.steering.similarity.loops import load_difference
 
-__all__ = ["BaseBlocks", "Update"]
+__all__ = ["BaseBlocks", "RowRuns", "Update"]
 
 Float32 = NDArray[np.float32]
 
@@ -54,6 +55,25 @@ class _Range(NamedTuple):
         return self.source.specs[self.name].dtype
 
 
+class RowRuns(NamedTuple):
+    """Runs of neighbouring rows of one tensor.
+
+    Attributes:
+        name: the tensor.
+        starts: the first row of each run, int64.
+        counts: rows of each, int64.
+    """
+
+    name: str
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all runs."""
+        return int(self.counts.sum())
+
+
 class BaseBlocks:
     """The base, read by blocks; each thread keeps the block that it read last."""
 
@@ -70,6 +90,38 @@ class BaseBlocks:
             self._local.key = key
         found: NDArray[Any] = self._local.bits
         return found
+
+    def read_rows(self, wanted: Sequence[RowRuns], columns: int) -> NDArray[Any]:
+        """Runs of rows of tensors that are stored alike, one tensor behind the other; valid until the thread's next call."""
+        key = tuple((runs.name, runs.starts.tobytes(), runs.counts.tobytes()) for runs in wanted)
+        if getattr(self._local, "key", None) != key:
+            self._local.key = None
+            self._local.bits = self.row_buffers("base", [(self.base, runs) for runs in wanted], columns)
+            self._local.key = key
+        found: NDArray[Any] = self._local.bits
+        return found
+
+    def row_buffers(self, what: str, wanted: Sequence[tuple[_Stored, RowRuns]], columns: int) -> NDArray[Any]:
+        """Runs of rows of tensors of one dtype, by the names they have where they are stored, in this thread's `what`."""
+        source, runs = wanted[0]
+        dtype = source.specs[runs.name].dtype
+        width = columns * dtype.itemsize
+        room = self.room(what, sum(runs.rows for _, runs in wanted) * width)
+        places = [source.place(runs.name) if isinstance(source, Checkpoint) else None for source, runs in wanted]
+        in_files = [place for place in places if place is not None]
+        if len(in_files) == len(wanted):
+            files = list(dict.fromkeys(file for file, _ in in_files))
+            which = np.repeat([files.index(file) for file, _ in in_files], [runs.starts.size for _, runs in wanted])
+            starts = [begin + runs.starts * width for (_, begin), (_, runs) in zip(in_files, wanted, strict=True)]
+            counts = np.concatenate([runs.counts for _, runs in wanted])
+            gather(files, which, np.concatenate(starts), counts * width, room)
+        else:
+            filled = 0
+            for source, runs in wanted:
+                for start, count in zip(runs.starts.tolist(), runs.counts.tolist(), strict=True):
+                    source.read_into(runs.name, start * width, room[filled : filled + count * width].data)
+                    filled += count * width
+        return room.view(dtype.storage)
 
     def buffers(self, what: str, wanted: _Range) -> NDArray[Any]:
         """What `wanted` names, read into the buffer `what` of this thread."""
@@ -142,6 +194,38 @@ class Update(Closing):
         difference(own, wanted.dtype, base, self._blocks.base.specs[name].dtype, (out, spare))
         if self._pole.rank(name) is not None:  # factors on a replaced tensor
             out += self._pole.low_rank(name).elements(start, out.size)
+
+    def read_rows(self, wanted: Sequence[RowRuns], out: Float32) -> None:
+        """Fill `out` (rows x columns) with runs of rows of theta - theta_base, one tensor behind the other."""
+        stored = [self._stored_as_read(runs) for runs in wanted]
+        found = [item for item in stored if item is not None]
+        kinds = {self._dtypes(name.name, item) for name, item in zip(wanted, found, strict=False)}
+        if len(found) < len(wanted) or len(kinds) > 1:
+            self._read_rows_one_by_one(wanted, out)
+            return
+        columns = out.shape[1]
+        base = self._blocks.read_rows(wanted, columns)
+        own = self._blocks.row_buffers("own", found, columns)
+        spare = self._blocks.room("spare", out.nbytes).view(np.float32)
+        own_dtype, base_dtype = kinds.pop()
+        difference(own, own_dtype, base, base_dtype, (out.reshape(-1), spare))
+
+    def _stored_as_read(self, runs: RowRuns) -> tuple[_Stored, RowRuns] | None:
+        """Where rows are stored, by their name there; None where they are made of factors too."""
+        stored = self._pole.stored_whole(runs.name)
+        if stored is None or self._pole.rank(runs.name) is not None:
+            return None
+        return stored[0], runs._replace(name=stored[1])
+
+    def _dtypes(self, name: str, stored: tuple[_Stored, RowRuns]) -> tuple[DType, DType]:
+        return stored[0].specs[stored[1].name].dtype, self._blocks.base.specs[name].dtype
+
+    def _read_rows_one_by_one(self, wanted: Sequence[RowRuns], out: Float32) -> None:
+        filled, columns = 0, out.shape[1]
+        for runs in wanted:
+            for start, count in zip(runs.starts.tolist(), runs.counts.tolist(), strict=True):
+                self.read_dense(runs.name, start * columns, out[filled : filled + count].reshape(-1))
+                filled += count
 
     def close(self) -> None:
         """Close the checkpoint or adapter; the base is the caller's."""
