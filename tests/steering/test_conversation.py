@@ -123,3 +123,20 @@ def test_what_cannot_be_done(model, steering):
     with pytest.raises(UsageError, match="not finite"):
         conversation.set_k("formality", float("inf"))
     assert conversation.ks == {"sycophancy@1.0.0": 0.0, "formality": 0.0}
+
+
+def test_a_conversation_that_is_too_long(model, steering):
+    """An answer ends where the model's positions do; a conversation that is over them is refused, and stays."""
+    count = len(TOKENIZER(asked(("user", FIRST)), add_special_tokens=False)["input_ids"])
+    model.config.max_position_embeddings = count + 2
+    conversation = talk(model, steering)
+    pieces: list[str] = []
+    whole = by_hand(model, asked(("user", FIRST)))
+    short = conversation.answer(FIRST, pieces.append)
+    assert (len(short), short) == (2, whole[:2])  # a token is a byte of this tokenizer
+    with pytest.raises(UsageError, match=f"the model reads {count + 2}") as raised:
+        conversation.answer(SECOND, pieces.append)
+    assert "/reset" in str(raised.value.hint)
+    conversation.reset()
+    model.config.max_position_embeddings = count + TOKENS
+    assert conversation.answer(FIRST, pieces.append) == by_hand(model, asked(("user", FIRST)))

@@ -124,6 +124,9 @@ class Conversation:
         """Answer a message, and take both into the conversation.
 
         An answer that is interrupted leaves the conversation as it was.
+
+        Raises:
+            UsageError: the conversation is longer than what the model reads.
         """
         asked = [*self._turns, {"role": "user", "content": message}]
         text = self._generate(asked, say)
@@ -150,6 +153,7 @@ class Conversation:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         rendered = self._tokenizer.apply_chat_template([*system, *turns], tokenize=False, add_generation_prompt=True)
         encoded = self._tokenizer(str(rendered), add_special_tokens=False, return_tensors="pt").to(self._model.device)
+        room = self._room(encoded["input_ids"].shape[1])
         streamer = _Saying(self._tokenizer, say)
         drawn: dict[str, Any] = {"do_sample": False}
         if self._options.temperature > 0:
@@ -159,12 +163,24 @@ class Conversation:
             self._model.generate(  # type: ignore[operator]  # torch types a module's attributes as tensors
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
-                max_new_tokens=self._options.max_new_tokens,
+                max_new_tokens=min(self._options.max_new_tokens, room),
                 pad_token_id=pad_id(self._tokenizer),
                 streamer=streamer,
                 **drawn,
             )
         return streamer.text
+
+    def _room(self, tokens: int) -> int:
+        """How many tokens the model can add to a conversation of so many."""
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is None:
+            return self._options.max_new_tokens
+        if tokens >= limit:
+            raise UsageError(
+                f"the conversation is {tokens} tokens long, and the model reads {limit}",
+                hint="begin anew with /reset",
+            )
+        return int(limit) - tokens
 
 
 class _Saying(TextStreamer):
