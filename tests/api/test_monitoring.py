@@ -19,10 +19,11 @@ from wsmerge.registry import Store, open_direction_folder
 from wsmerge.registry.convert import convert_direction
 from wsmerge.steering.similarity import drawn as drawn_factors
 from wsmerge.steering.similarity import rows
-from wsmerge.steering.similarity.monitoring import MEASURES
+from wsmerge.steering.similarity.monitoring import MEASURES, Question, compare
 from wsmerge.steering.similarity.plot import plot_monitor
 from wsmerge.steering.similarity.report import RunLabel
 from wsmerge.steering.similarity.rows import Sample, rows_of
+from wsmerge.steering.similarity.update import BaseBlocks, Update
 
 SHAPES = llama_shapes()
 FACTORED = {name: shape for name, shape in SHAPES.items() if "_proj" in name}
@@ -266,6 +267,23 @@ def test_a_sample_of_files(tmp_path, monkeypatch, wide, form, range_bytes):
                     assert getattr(found, figure) == pytest.approx(wanted[figure], rel=1e-4, abs=1e-6)
                     error = getattr(found.errors, figure)
                     assert error == pytest.approx(wanted[f"{figure}_error"], rel=1e-3)
+
+
+@pytest.mark.parametrize("range_bytes", [1, 1 << 15])
+def test_components_of_files_are_those_of_factors_in_memory(tmp_path, monkeypatch, wide, range_bytes):
+    monkeypatch.setattr(drawn_factors, "_RANGE_BYTES", range_bytes)
+    monkeypatch.setattr(rows, "MIN_COMPONENTS", 4)
+    base, given, made = wide
+    tuned = fine_tune(base, tmp_path / "checkpoint-1", seed=1)
+    found = monitor(base, made, [tuned], options=MonitorOptions(sample=0.1, seed=4)).checked[0].readings
+    with Checkpoint(base) as checkpoint, Update(tuned, BaseBlocks(checkpoint)) as update:
+        (wanted,) = compare([update], Question(given, sample=0.1, seed=4), wider(), checkpoint.tied)
+    for one, other in zip(found, wanted, strict=True):
+        for scope, expected in other.scopes.named().items():
+            alignment = one.scopes.named()[scope]
+            assert alignment[:4] == pytest.approx(expected[:4], rel=1e-6)
+            for error, wanted_error in zip(alignment.errors, expected.errors, strict=True):
+                assert error is None if wanted_error is None else error == pytest.approx(wanted_error, rel=1e-5)
 
 
 def test_what_a_sampled_report_says(tmp_path, wide):
