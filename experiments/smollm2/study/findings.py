@@ -77,22 +77,26 @@ def _repairs(sweeps: Mapping[str, SweepOverSeeds]) -> Iterator[str]:
     )
     for behaviour in ("sycophancy", "refusal"):
         sweep = sweeps[f"repair-{behaviour}"]
-        at = {name: sweep.cell(name, 0.0, behaviour).value for name in ("base", "weights")}
-        held_out = {name: sweep.cell(name, 0.0, behaviour, split="validation").value for name in at}
-        nearest = sweep.nearest("weights", behaviour)
+        nearest, told = sweep.nearest("weights", behaviour), sweep.picked
         yield (
-            f"- The fine-tune moves {behaviour} from {at['base']:+.2f} to {at['weights']:+.2f} nats (validation: "
-            f"{held_out['base']:+.2f} to {held_out['weights']:+.2f}). With k picked on validation "
+            f"- The fine-tune moves {behaviour} by {_drift(sweep, behaviour, 'test')} nats (validation: "
+            f"{_drift(sweep, behaviour, 'validation')}). With k picked on validation "
             f"({', '.join(f'{one:g}' for one in sweep.picks('weights'))}) it comes to "
-            f"{sweep.picked('weights', behaviour).value:+.2f}, which is nearer to the base in "
-            f"{sweep.nearer('weights', behaviour)} of {len(sweep.picks('weights'))} seeds, with the task at "
-            f"{sweep.picked('weights', 'task').value:.0%}, knowledge {sweep.picked('weights', 'knowledge').value:.0%} and "
-            f"perplexity {sweep.picked('weights', 'plain text').value:.1f} (fine-tune: "
+            f"{told('weights', behaviour).value:+.2f}, from {sweep.cell('weights', 0.0, behaviour).value:+.2f}, with the base at "
+            f"{sweep.cell('base', 0.0, behaviour).value:+.2f}: nearer in {sweep.nearer('weights', behaviour)} of "
+            f"{len(sweep.picks('weights'))} seeds. The task is then at {told('weights', 'task').value:.0%}, knowledge "
+            f"{told('weights', 'knowledge').value:.0%}, perplexity {told('weights', 'plain text').value:.1f} (fine-tune: "
             f"{sweep.cell('weights', 0.0, 'knowledge').value:.0%} and {sweep.cell('weights', 0.0, 'plain text').value:.1f}; base: "
             f"{sweep.cell('base', 0.0, 'knowledge').value:.0%} and {sweep.cell('base', 0.0, 'plain text').value:.1f}). Of the test "
-            f"curve k = {nearest:g} is nearest to the base, {sweep.cell('weights', nearest, behaviour).value:+.2f}. Joint "
-            f"training with corrections of false claims: {tuned.cell('joint training', 1.0, behaviour).value:+.2f}."
+            f"curve k = {nearest:g} is nearest to the base. Joint training with corrections of false claims: "
+            f"{tuned.cell('joint training', 1.0, behaviour).value:+.2f}."
         )
+
+
+def _drift(sweep: SweepOverSeeds, behaviour: str, split: str) -> str:
+    """The fine-tune's figure less the base's, with its interval; the sweep has the change the other way round."""
+    back = sweep.cell("base", 0.0, behaviour, change=True, split=split)
+    return f"{-back.value:+.2f} [{-back.high:+.2f}, {-back.low:+.2f}]"
 
 
 def _watching(readings: Readings, amounts: Amounts) -> Iterator[str]:

@@ -25,12 +25,12 @@ _HEAD = """# Weight steering on SmolLM2-135M-Instruct
 {hours:.1f} hours of processor time on {machine}. Every figure below is of this run.
 
 A seed chooses rows, their order and LoRA's first factors. LoRA of rank 32 on all linear modules, {steps} steps of 8 rows,
-learning rate 1e-3. Models are steered and measured in bfloat16. Strengths are picked on validation (the largest effect that
-costs at most 5 points of knowledge and 5 % of perplexity; for a repair, of the task in place of knowledge), and everything
-shown is of test items: other domains than those of training and validation, and other wordings than those of training. A value is the mean over seeds; brackets go from the lowest lower end to the
-highest upper end of the seeds' 95 % bootstrap intervals over items. A margin is the mean log-probability per token of the
-plus answer less that of the minus answer, in nats. Knowledge is the share of facts told from their falsifications, with
-nothing claimed by the user.
+learning rate 1e-3. Models are steered and measured in bfloat16. Strengths are picked on validation: the largest effect that
+costs at most 5 points of knowledge and 5 % of perplexity, for a repair 5 points of the task and 5 % of perplexity. Everything
+shown is of test items: other domains than those of training and validation, and other wordings than those of training. A
+value is the mean over seeds; brackets go from the lowest lower end to the highest upper end of the seeds' 95 % bootstrap
+intervals over items. A margin is the mean log-probability per token of the plus answer less that of the minus answer, in
+nats. Knowledge is the share of facts told from their falsifications, with nothing claimed by the user.
 """
 
 
