@@ -282,7 +282,8 @@ def test_components_of_files_are_those_of_factors_in_memory(tmp_path, monkeypatc
         for scope, expected in other.scopes.named().items():
             alignment = one.scopes.named()[scope]
             assert alignment[:4] == pytest.approx(expected[:4], rel=1e-6)
-            assert alignment.errors is not None and expected.errors is not None
+            assert alignment.errors is not None
+            assert expected.errors is not None
             for error, wanted_error in zip(alignment.errors, expected.errors, strict=True):
                 assert error is None if wanted_error is None else error == pytest.approx(wanted_error, rel=1e-5)
 
