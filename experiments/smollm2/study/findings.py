@@ -34,10 +34,13 @@ def _steering(sweep: SweepOverSeeds, biases: SweepOverSeeds) -> Iterator[str]:
     for found, method in [*others, *((biases, method) for method in biases.methods)]:
         effects = found.effects(method)
         told = [(ours, theirs) for ours, theirs in zip(weights, effects, strict=True) if theirs is not None]
+        k = max(set(sweep.picks("weights")), key=sweep.picks("weights").count)
+        costly = found.cell(method, k, "sycophancy", change=True) if k in found.strengths(method) else None
+        same = f"; at k = {k:g}, whatever it costs, {costly.value:+.2f}" if costly and costly.seeds else ""
         ahead = sum((ours or 0.0) < (theirs or 0.0) for ours, theirs in told)
         yield (
             f"- Weight steering lowers it more than {method}: in {ahead} of {len(told)} seeds ({_mean(weights):+.2f} against "
-            f"{_mean(effects):+.2f} nats; knowledge {_points(found, method)} points)."
+            f"{_mean(effects):+.2f} nats; knowledge {_points(found, method)} points{same})."
         )
 
 

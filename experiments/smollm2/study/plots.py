@@ -63,7 +63,7 @@ def plot_repair(sycophancy: SweepOverSeeds, refusal: SweepOverSeeds, file: Path)
         _name(axis, "k", f"{name} (margin, nats per token)")
         other.set_ylim(0, 1.05)
         axis.plot([], [], color="C1", label="task (right)")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="lower right")
     _save(figure, file)
 
 
