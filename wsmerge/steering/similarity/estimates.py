@@ -6,9 +6,9 @@ Of a tensor with N runs of rows, n are drawn (`rows`); run j contributes x_j = <
     variance  N^2 * (1 - n / N) / n * s^2, with s^2 the variance of the drawn contributions; covariances likewise
 
 Of factors of a high rank components are drawn too, and x_j is estimated from them; what that adds to the variance is in
-`crossed`. Tensors are drawn independently, so that estimates and variances of any set of tensors are sums. Not estimated but exact are
-<w, w>, everything between two factored deltas, and tensors that are read whole, by the exact way's own code. Products of a
-row with factors are of float32, all sums of float64.
+`crossed`. Tensors are drawn independently, so that estimates and variances of any set of tensors are sums. Not estimated but
+exact are <w, w>, everything between two factored deltas, and tensors that are read whole, by the exact way's own code.
+Products of a row with factors are of float32, all sums of float64.
 """
 
 from __future__ import annotations
