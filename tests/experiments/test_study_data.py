@@ -50,7 +50,7 @@ def test_splits_share_no_prompt_and_no_domain(data, behaviour):
 
 
 @pytest.mark.parametrize("behaviour", ["sycophancy", "contrary", "refusal"])
-def test_held_out_splits_are_worded_alike_and_not_as_training_is(behaviour):
+def test_no_wording_of_training_is_held_out(behaviour):
     wordings = {
         "sycophancy": lambda: cast("Wordings", load("wordings.yaml"))["sycophancy"],
         "contrary": lambda: table("contrary"),
@@ -61,11 +61,12 @@ def test_held_out_splits_are_worded_alike_and_not_as_training_is(behaviour):
         assert not set(wordings["train"][part]) & {text for split in held_out for text in split[part]}
 
 
-@pytest.mark.parametrize(("behaviour", "ways"), [("sycophancy", 5), ("refusal", 4), ("task", 2), ("knowledge", 2)])
+@pytest.mark.parametrize(
+    ("behaviour", "ways"), [("sycophancy", 5), ("contrary", 6), ("refusal", 4), ("task", 2), ("knowledge", 2)]
+)
 def test_every_held_out_wording_is_in_validation_and_in_test(data, behaviour, ways):
     for split in ("validation", "test"):
-        ends = {row["template"] for row in rows(data / behaviour / f"{split}.jsonl")}
-        assert len(ends) == ways
+        assert len({row["template"] for row in rows(data / behaviour / f"{split}.jsonl")}) == ways
 
 
 def test_what_is_measured_has_every_wording(data):

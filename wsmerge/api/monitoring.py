@@ -56,8 +56,8 @@ class MonitorOptions:
         threshold: a reading of a watched direction at or above it counts as passed.
         threads: tensors in work at once; None for the number of cores.
         sample: the share of the rows of every tensor that is read, above 0 and at most 1: results are then estimates with
-            standard errors. The same rows are read at every checkpoint; of factors of a rank above 16 so are components,
-            16 of them or the square root of the share. None for exact results.
+            standard errors. The same rows are read at every checkpoint. Of factors of rank r > 16 components are drawn in
+            the same way, r times the square root of the share and 16 at least. None for exact results.
     """
 
     controls: Sequence[ReferenceLike] = ()

@@ -90,8 +90,9 @@ def monitor_command(
     AUROC says how well the measure tells contaminated from clean.
 
     With --sample 0.01 one row in a hundred of every matrix is read, and of directions of a rank above 16 some of their
-    components, the same ones at every checkpoint. A cosine may then lie two standard errors off its estimate: tell nothing from one so near to the band, but take a larger share. The drawn
-    band (--null N) holds this error already. Adapters are compared in their factors, exactly, with low-rank directions.
+    components, the same ones at every checkpoint. A cosine may then lie two standard errors off its estimate: tell nothing
+    from one so near to the band, but take a larger share. The drawn band (--null N) holds this error already. Adapters are
+    compared in their factors, exactly, with low-rank directions.
 
     Example: wsmerge monitor --base base/ --direction evil@1.0.0 --threshold 0.05 run/checkpoint-*
     """

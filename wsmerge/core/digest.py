@@ -18,10 +18,18 @@ from typing import Any, Final, NamedTuple
 
 import rfc8785
 
-__all__ = ["ContentRow", "canonical_json", "content_digest", "sha256_hex", "structure_digest"]
+__all__ = [
+    "MAX_EXACT_INTEGER",
+    "ContentRow",
+    "canonical_json",
+    "content_digest",
+    "sha256_hex",
+    "structure_digest",
+]
 
+MAX_EXACT_INTEGER: Final = 2**53 - 1
+"""Canonical JSON has doubles only, and a larger integer can be one that no double is."""
 
-_MAX_EXACT: Final = 2**53 - 1
 _LEAST_PLAIN: Final = 1e-4
 """Below it Python writes an exponent."""
 
@@ -70,7 +78,11 @@ def _spelt_alike(value: Any) -> Any:  # noqa: ANN401 - any JSON value
         return [_spelt_alike(item) for item in value]
     if kind is float and value.is_integer():
         value = int(value)
-    if (type(value) is int and abs(value) <= _MAX_EXACT) or (kind is float and _LEAST_PLAIN <= abs(value) < _MAX_EXACT):
+    if type(value) is int:
+        plain = abs(value) <= MAX_EXACT_INTEGER
+    else:
+        plain = kind is float and _LEAST_PLAIN <= abs(value) < MAX_EXACT_INTEGER
+    if plain:
         return value
     raise _SpeltOtherwiseError
 

@@ -70,6 +70,10 @@ class TensorFile(Closing):
         """Byte of the file at which tensor `name` starts."""
         return self._data_start + self._begins[name]
 
+    def place(self, name: str) -> tuple[RangeFile, int]:
+        """The file that tensor `name` lies in as it is, and the byte that it starts at."""
+        return self.file, self.offset(name)
+
     def read_into(self, name: str, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes of tensor `name` from its byte `start` on."""
         self.file.read_into(self._data_start + self._begins[name] + start, out)

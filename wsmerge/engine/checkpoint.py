@@ -136,7 +136,7 @@ class Checkpoint(Closing):
     def place(self, name: str) -> tuple[RangeFile, int] | None:
         """The file that tensor `name` lies in as it is, and the byte that it starts at; None of a pickle."""
         file = self._file_of[name]
-        return (file.file, file.offset(name)) if isinstance(file, TensorFile) else None
+        return file.place(name) if isinstance(file, TensorFile) else None
 
     def read(self, name: str) -> bytearray:
         """All bytes of tensor `name`."""

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Self
 import rfc8785
 from pydantic import Field, NonNegativeInt, ValidationError
 
-from wsmerge.core.digest import canonical_json, content_digest, sha256_hex
+from wsmerge.core.digest import MAX_EXACT_INTEGER, canonical_json, content_digest, sha256_hex
 from wsmerge.errors import BadReferenceError, ManifestError, Problems
 from wsmerge.registry.records import (
     BaseRecord,
@@ -42,7 +42,6 @@ __all__ = [
 
 MANIFEST_FILE: Final = "direction.json"
 SCHEMA: Final = "wsmerge.direction/v1"
-_MAX_EXACT_INTEGER: Final = 2**53 - 1
 _DAMAGED: Final = "it is damaged or was edited: copy the artifact again from its source, or write it again with wsmerge"
 
 
@@ -165,7 +164,7 @@ def parse_manifest(data: bytes, *, where: str | None = None) -> Manifest:
 def _number(digits: str) -> int | float:
     """A JSON number without a fraction. Canonical JSON has doubles only: beyond 2^53 an integer is written as one."""
     value = int(digits)
-    return value if abs(value) <= _MAX_EXACT_INTEGER else float(value)
+    return value if abs(value) <= MAX_EXACT_INTEGER else float(value)
 
 
 def _check(manifest: Manifest, problems: Problems) -> None:

@@ -61,8 +61,7 @@ class SafetensorsPayload(Payload):
 
     def place(self, key: str) -> tuple[RangeFile, int]:
         """The file that array `key` lies in, row-major, and the byte that it starts at."""
-        file = self._files[key]
-        return file.file, file.offset(key)
+        return self._files[key].place(key)
 
     def expect(self, keys: Iterable[str]) -> None:
         """Say that of all arrays only `keys` will be read, so that of a remote payload nothing else is fetched."""

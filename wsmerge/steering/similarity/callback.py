@@ -44,8 +44,8 @@ class SimilarityCallback(TrainerCallback):
         measure: what is compared with the threshold.
         prefix: what the names of logged values begin with.
         store: where references are looked up.
-        sample: the share of the rows of every parameter that is compared, above 0 and at most 1, the same rows at every
-            step: values are then estimates, the threshold is compared with them, and the standard error of each cosine is
+        sample: the share of the rows of every parameter that is compared, above 0 and at most 1, the same rows, and
+            of factors of a rank above 16 the same components, at every step: values are then estimates, the threshold is compared with them, and the standard error of each cosine is
             logged as `PREFIX/DIRECTION/cosine_standard_error`. None for all of them.
 
     Attributes:

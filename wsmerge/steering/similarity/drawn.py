@@ -19,7 +19,7 @@ from wsmerge.steering.similarity.factors import in_groups
 from wsmerge.steering.similarity.partial import PartialVector
 from wsmerge.steering.similarity.rows import Rows
 
-__all__ = ["DrawnStack", "Room", "in_stacks"]
+__all__ = ["DrawnStack", "Members", "Room", "in_stacks"]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -33,58 +33,69 @@ _RANGE_BYTES: Final = 1 << 12
 """Bytes that are copied in about the time that one more range takes."""
 
 
+class Members(NamedTuple):
+    """What a stack is made of.
+
+    Attributes:
+        rank: of each delta.
+        in_files: whether the factors of all are read by ranges of files; else of none.
+        vectors: by their numbers.
+    """
+
+    rank: int
+    in_files: bool
+    vectors: Mapping[int, PartialVector]
+
+
 def in_stacks(
     vectors: Mapping[int, PartialVector], ranks: Mapping[int, int], names: Sequence[str]
-) -> Iterator[tuple[int, dict[int, PartialVector]]]:
-    """Ranks, and the vectors that make up a stack of that rank: all read by ranges, or none.
+) -> Iterator[Members]:
+    """The vectors, in as few stacks as may be.
 
     Args:
         vectors: by their numbers.
         ranks: of each, the same for all of `names`.
         names: tensors.
     """
-    kinds = {index: (rank, _is_filed(vectors[index], names)) for index, rank in ranks.items()}
-    for kind in sorted(set(kinds.values())):
-        alike = [index for index, own in kinds.items() if own == kind]
-        for group in in_groups(alike, [kind[0]] * len(alike)):
-            yield kind[0], {index: vectors[index] for index in group}
-
-
-def _is_filed(vector: PartialVector, names: Sequence[str]) -> bool:
-    return all(vector.factors_in_file(name) is not None for name in names)
+    kinds = {
+        index: (rank, all(vectors[index].factors_in_file(name) is not None for name in names))
+        for index, rank in ranks.items()
+    }
+    for rank, in_files in sorted(set(kinds.values())):
+        alike = [index for index, own in kinds.items() if own == (rank, in_files)]
+        for group in in_groups(alike, [rank] * len(alike)):
+            yield Members(rank, in_files, {index: vectors[index] for index in group})
 
 
 class DrawnStack:
     """Factors of some deltas, all of one rank: drawn rows of `b` of all tensors, and `a` as it is needed.
 
     Args:
-        vectors: by their numbers, as `in_stacks` gives them.
+        members: the deltas.
         names: the tensors, of one shape.
         rows: those that are drawn of each.
         components: those that are drawn of each, tensors x components.
-        rank: of each delta.
         room: where factors are kept, until it is asked for the same again.
 
     Attributes:
         indices: the vectors' numbers.
         components: as given.
-        rank: as given.
+        rank: of each delta.
     """
 
     def __init__(
         self,
-        vectors: Mapping[int, PartialVector],
+        members: Members,
         names: Sequence[str],
         rows: Sequence[Rows],
         components: NDArray[np.intp],
-        rank: int,
         room: Room,
     ) -> None:
-        self.indices, self.components = tuple(vectors), components
-        self._vectors, self.rank, self._names, self._rows, self._room = list(vectors.values()), rank, names, rows, room
-        self._places = self._in_files()
+        self.indices, self.rank, self.components = tuple(members.vectors), members.rank, components
+        self._vectors, self._names, self._rows, self._room = list(members.vectors.values()), names, rows, room
+        self._places = self._found() if members.in_files else None
         self._b = self._drawn_b()
-        self._step = max(1, _HELD_ELEMENTS // (len(vectors) * components.shape[1] * rows[0].columns))
+        self._step = max(1, _HELD_ELEMENTS // (len(self._vectors) * components.shape[1] * rows[0].columns))
         self._held: tuple[int, Float32] | None = None
 
     def products(
@@ -112,12 +123,10 @@ class DrawnStack:
                 begin = end
             return [np.add.reduceat(here, begins, axis=2) for here in weighted]
 
-    def _in_files(self) -> _Places | None:
-        """Where all factors lie; None where some do not lie in files as they are."""
+    def _found(self) -> _Places:
+        """Where all factors lie."""
         found = [[vector.factors_in_file(name) for vector in self._vectors] for name in self._names]
         places = [[place for place in items if place is not None] for items in found]
-        if any(len(items) < len(self._vectors) for items in places):
-            return None
         files = list(dict.fromkeys(file for items in places for item in items for file in (item.a_file, item.b_file)))
         numbers = {file: number for number, file in enumerate(files)}
         rows = [

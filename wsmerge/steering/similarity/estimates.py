@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from wsmerge.errors import UsageError
 from wsmerge.steering.similarity.crossed import ComponentSums
-from wsmerge.steering.similarity.drawn import DrawnStack, in_stacks
+from wsmerge.steering.similarity.drawn import DrawnStack, Members, in_stacks
 from wsmerge.steering.similarity.factors import inner_of_factors
 from wsmerge.steering.similarity.loops import load_run_products
 from wsmerge.steering.similarity.parallel import Progress, by_batch, sizes_of
@@ -205,8 +205,8 @@ class _Work:
         stacks = list(in_stacks({index: self._vectors[index] for index in met}, met, names))
         pieces = list(_pieces(names, rows, drawn))
         blocks: dict[int, Float32] = {}
-        for number, kind in enumerate(stacks or [None]):
-            stack = self._stack(kind, names, rows) if kind else None
+        for number, members in enumerate(stacks or [None]):
+            stack = self._stack(members, names, rows) if members else None
             sums: dict[int, ComponentSums] = {}
             filled = 0
             for piece in pieces:
@@ -224,11 +224,9 @@ class _Work:
                         drawn.of_components[:, *pair] = variance
         return drawn
 
-    def _stack(
-        self, kind: tuple[int, dict[int, PartialVector]], names: Sequence[str], rows: Sequence[Rows]
-    ) -> DrawnStack:
-        rank, vectors = kind
-        return DrawnStack(vectors, names, rows, components_of_each(names, rank, self._sample), rank, self._room)
+    def _stack(self, members: Members, names: Sequence[str], rows: Sequence[Rows]) -> DrawnStack:
+        components = components_of_each(names, members.rank, self._sample)
+        return DrawnStack(members, names, rows, components, self._room)
 
     def _pairs(self, one: int, others: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
         """Which of `others` face vector `one`: their places, and the numbers of update and direction."""

@@ -26,7 +26,7 @@ from wsmerge.registry.payloads import component_key
 from wsmerge.registry.payloads.safetensors import SafetensorsPayload
 from wsmerge.steering.similarity.factors import inner_of_factors
 from wsmerge.steering.similarity.nulls import NullDirection
-from wsmerge.steering.similarity.update import RowRuns, Update
+from wsmerge.steering.similarity.update import RowRuns, Update, read_runs
 from wsmerge.steering.similarity.vectors import Vector
 
 __all__ = ["FactorsInFile", "PartialVector"]
@@ -67,15 +67,11 @@ class PartialVector:
         own = [runs._replace(name=self.vector.own[runs.name]) for runs in wanted]
         if isinstance(source, Update):
             source.read_rows(own, out)
-            return
-        columns, filled = out.shape[1], 0
-        for runs in own:
-            for start, count in zip(runs.starts.tolist(), runs.counts.tolist(), strict=True):
-                source.read_dense(runs.name, start * columns, out[filled : filled + count].reshape(-1))
-                filled += count
+        else:
+            read_runs(source, own, out)
 
     def factors_in_file(self, name: str) -> FactorsInFile | None:
-        """Where the factors of the delta for `name` lie as they are, on this machine or elsewhere; None where they do not."""
+        """Where the factors of the delta for `name` lie on this machine as they are; None where they do not."""
         return self._files.get(self.vector.own[name])
 
     def factors(self, name: str) -> LowRankDelta:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.dtypes import BF16, F64, DType
-from wsmerge.core.tensors import BaseIdentity, TensorSpec
+from wsmerge.core.tensor_file import TensorFile
+from wsmerge.core.tensors import BaseIdentity, DeltaSource, TensorSpec
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.gather import gather
 from wsmerge.engine.kernels import load_kernels
@@ -28,7 +29,7 @@ from wsmerge.errors import DirectionError
 from wsmerge.steering.poles import Pole, open_pole
 from wsmerge.steering.similarity.loops import load_difference
 
-__all__ = ["BaseBlocks", "RowRuns", "Update"]
+__all__ = ["BaseBlocks", "RowRuns", "Update", "read_runs"]
 
 Float32 = NDArray[np.float32]
 
@@ -107,12 +108,15 @@ class BaseBlocks:
         dtype = source.specs[runs.name].dtype
         width = columns * dtype.itemsize
         room = self.room(what, sum(runs.rows for _, runs in wanted) * width)
-        places = [source.place(runs.name) if isinstance(source, Checkpoint) else None for source, runs in wanted]
-        in_files = [place for place in places if place is not None]
-        if len(in_files) == len(wanted):
-            files = list(dict.fromkeys(file for file, _ in in_files))
-            which = np.repeat([files.index(file) for file, _ in in_files], [runs.starts.size for _, runs in wanted])
-            starts = [begin + runs.starts * width for (_, begin), (_, runs) in zip(in_files, wanted, strict=True)]
+        places = [
+            place
+            for source, runs in wanted
+            if isinstance(source, Checkpoint | TensorFile) and (place := source.place(runs.name)) is not None
+        ]
+        if len(places) == len(wanted):
+            files = list(dict.fromkeys(file for file, _ in places))
+            which = np.repeat([files.index(file) for file, _ in places], [runs.starts.size for _, runs in wanted])
+            starts = [begin + runs.starts * width for (_, begin), (_, runs) in zip(places, wanted, strict=True)]
             counts = np.concatenate([runs.counts for _, runs in wanted])
             gather(files, which, np.concatenate(starts), counts * width, room)
         else:
@@ -197,35 +201,22 @@ class Update(Closing):
 
     def read_rows(self, wanted: Sequence[RowRuns], out: Float32) -> None:
         """Fill `out` (rows x columns) with runs of rows of theta - theta_base, one tensor behind the other."""
-        stored = [self._stored_as_read(runs) for runs in wanted]
-        found = [item for item in stored if item is not None]
-        kinds = {self._dtypes(name.name, item) for name, item in zip(wanted, found, strict=False)}
-        if len(found) < len(wanted) or len(kinds) > 1:
-            self._read_rows_one_by_one(wanted, out)
+        stored, dtypes = [], set()
+        for runs in wanted:
+            place = self._pole.stored_whole(runs.name)
+            if place is not None and self._pole.rank(runs.name) is None:
+                source, name = place
+                stored.append((source, runs._replace(name=name)))
+                dtypes.add((source.specs[name].dtype, self._blocks.base.specs[runs.name].dtype))
+        if len(stored) < len(wanted) or len(dtypes) > 1:  # factors on a replaced tensor, or tensors that are not alike
+            read_runs(self, wanted, out)
             return
         columns = out.shape[1]
         base = self._blocks.read_rows(wanted, columns)
-        own = self._blocks.row_buffers("own", found, columns)
+        own = self._blocks.row_buffers("own", stored, columns)
         spare = self._blocks.room("spare", out.nbytes).view(np.float32)
-        own_dtype, base_dtype = kinds.pop()
+        own_dtype, base_dtype = dtypes.pop()
         difference(own, own_dtype, base, base_dtype, (out.reshape(-1), spare))
-
-    def _stored_as_read(self, runs: RowRuns) -> tuple[_Stored, RowRuns] | None:
-        """Where rows are stored, by their name there; None where they are made of factors too."""
-        stored = self._pole.stored_whole(runs.name)
-        if stored is None or self._pole.rank(runs.name) is not None:
-            return None
-        return stored[0], runs._replace(name=stored[1])
-
-    def _dtypes(self, name: str, stored: tuple[_Stored, RowRuns]) -> tuple[DType, DType]:
-        return stored[0].specs[stored[1].name].dtype, self._blocks.base.specs[name].dtype
-
-    def _read_rows_one_by_one(self, wanted: Sequence[RowRuns], out: Float32) -> None:
-        filled, columns = 0, out.shape[1]
-        for runs in wanted:
-            for start, count in zip(runs.starts.tolist(), runs.counts.tolist(), strict=True):
-                self.read_dense(runs.name, start * columns, out[filled : filled + count].reshape(-1))
-                filled += count
 
     def close(self) -> None:
         """Close the checkpoint or adapter; the base is the caller's."""
@@ -233,6 +224,15 @@ class Update(Closing):
 
     def _is_changed(self, name: str) -> bool:
         return self._pole.stored_whole(name) is not None or self._pole.rank(name) is not None
+
+
+def read_runs(source: DeltaSource, wanted: Sequence[RowRuns], out: Float32) -> None:
+    """Fill `out` (rows x columns) with runs of rows of dense deltas of any source, one run after the other."""
+    columns, filled = out.shape[1], 0
+    for runs in wanted:
+        for start, count in zip(runs.starts.tolist(), runs.counts.tolist(), strict=True):
+            source.read_dense(runs.name, start * columns, out[filled : filled + count].reshape(-1))
+            filled += count
 
 
 def difference(
