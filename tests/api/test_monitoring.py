@@ -12,6 +12,7 @@ from tests.oracles.similarity import dense_of, naive_auroc, reference
 from tests.sources import random_direction
 from tests.steering.similarity.made import directions, fine_tune, make_base, published, subtracted
 from wsmerge.api.monitoring import MonitorOptions, checkpoints_of, monitor, similarity
+from wsmerge.core.dtypes import F32, to_float32
 from wsmerge.engine.adapter import Adapter
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.errors import BaseMismatchError, CheckpointError, OutputError, UsageError
@@ -267,6 +268,30 @@ def test_a_sample_of_files(tmp_path, monkeypatch, wide, form, range_bytes):
                     assert getattr(found, figure) == pytest.approx(wanted[figure], rel=1e-4, abs=1e-6)
                     error = getattr(found.errors, figure)
                     assert error == pytest.approx(wanted[f"{figure}_error"], rel=1e-3)
+
+
+def stored_otherwise(path, folder, shards, *, mixed):
+    """The same values in several files, every other tensor in float32 where `mixed`."""
+    tensors = {}
+    with Checkpoint(path) as checkpoint:
+        for number, (name, spec) in enumerate(checkpoint.specs.items()):
+            bits = np.frombuffer(checkpoint.read(name), spec.dtype.storage).reshape(spec.shape)
+            tensors[name] = (F32, to_float32(bits, spec.dtype)) if mixed and number % 2 else (spec.dtype, bits)
+        return make_checkpoint(folder, tensors, config=dict(checkpoint.config), shards=shards)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_how_checkpoints_are_stored_does_not_matter_to_a_sample(tmp_path, wide, mixed):
+    base, _, made = wide
+    tuned = fine_tune(base, tmp_path / "checkpoint-1", seed=1)
+    others = [
+        stored_otherwise(path, tmp_path / f"{path.name}-otherwise", shards, mixed=mixed and path is tuned)
+        for path, shards in ((base, 2), (tuned, 3))
+    ]
+    options = MonitorOptions(sample=0.1, seed=4)
+    one, other = (monitor(first, made, [second], options=options) for first, second in ((base, tuned), others))
+    for reading, same in zip(one.checked[0].readings, other.checked[0].readings, strict=True):
+        assert same.scopes == reading.scopes
 
 
 @pytest.mark.parametrize("range_bytes", [1, 1 << 15])
