@@ -240,7 +240,7 @@ def test_diff_prints_poles_field_by_field(run, tmp_path):
     assert "target_modules" not in out
 
 
-def test_diff_shows_the_first_tensors_of_many(run, tmp_path):
+def test_diff_shows_the_first_tensors_of_many_on_a_terminal_and_all_elsewhere(run, tmp_path, monkeypatch):
     def direction(folder, names: list[str], seed: int):
         with write_direction(folder, random_direction(dict.fromkeys(names, (4, 4)), seed=seed), about()):
             return folder
@@ -250,6 +250,9 @@ def test_diff_shows_the_first_tensors_of_many(run, tmp_path):
     left, right = direction(tmp_path / "left", shared, 1), direction(tmp_path / "right", [*shared, *extra], 2)
     code, out, _ = run("diff", left, right)
     assert code == 0
+    assert (out.count(".a.weight"), out.count(".b.weight")) == (13, 12)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, _ = run("diff", left, right)
     assert "... and 3 more (all with --json)" in out
     assert "... and 2 more (all with --json)" in out
     assert out.count(".a.weight") == out.count(".b.weight") == 10

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_command_from_info, get_group_from_info
 from typer.models import TyperInfo
 
-from wsmerge.cli.output import Output
+from wsmerge.cli.output import Output, exit_code, guarded_streams
 from wsmerge.errors import WsmergeError
 
 __all__ = ["app", "main"]
@@ -92,7 +92,6 @@ app = typer.Typer(
     name="wsmerge",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=_MARKUP,
     help="Behaviour directions in weight space: extract, keep, mix and merge them.\n\n"
@@ -123,8 +122,12 @@ def main() -> None:
     """Run the command line; the process ends with the exit code that the README lists."""
     # A job scheduler ends a run with SIGTERM: it leaves as little behind as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        app()  # typer ends the process itself: 0 done, 2 for a usage error, 130 for Ctrl-C
-    except WsmergeError as error:
-        Output(as_json="--json" in sys.argv).error(error)
-        sys.exit(error.exit_code)
+    with guarded_streams():
+        try:
+            app(prog_name="wsmerge")  # raises SystemExit: 0 done, 2 for a usage error, 130 for Ctrl-C
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except WsmergeError as error:
+            Output(as_json="--json" in sys.argv).error(error)
+            code = error.exit_code
+        sys.exit(exit_code(code))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wsmerge.errors import WsmergeError
+from wsmerge.errors import EXIT_FAILED, WsmergeError
 
-__all__ = ["Output"]
+__all__ = ["Output", "exit_code", "guarded_streams"]
 
 
 _SHOWN_DETAILS: Final = 12
+_UNBOUNDED_COLUMNS: Final = 1 << 30
 
 
 class Output:
@@ -25,11 +29,17 @@ class Output:
 
     Args:
         as_json: print data as one JSON document instead of tables and sentences.
+
+    Attributes:
+        on_terminal: whether somebody reads the results on a screen; else they are printed whole.
     """
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self._stdout = Console(highlight=False, soft_wrap=True)
+        # Only a terminal has a width: what goes to a file or a pipe is neither folded nor cut, so that grep finds it.
+        self.on_terminal = sys.stdout.isatty()
+        columns = None if self.on_terminal else _UNBOUNDED_COLUMNS
+        self._stdout = Console(highlight=False, soft_wrap=True, width=columns)
         self._stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def data(self, value: Any) -> None:  # noqa: ANN401 - any JSON value
@@ -52,7 +62,9 @@ class Output:
         """Print rows under headings; nothing with JSON, where `data` says it all. Numbers are set right."""
         if self.as_json:
             return
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        if title:
+            self._stdout.print(Text(title, style="italic"))
+        table = Table(box=None, pad_edge=False, header_style="bold")
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
@@ -121,3 +133,71 @@ def _cell(value: object) -> str:
     if isinstance(value, Mapping):
         return json.dumps(value)
     return "" if value is None else str(value)
+
+
+class _StandardStream(io.FileIO):
+    """Standard output or error, whose failures do not end the command: it goes on, and what it prints is dropped.
+
+    Attributes:
+        failure: the first failed write.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer
+        """Write some of `data`; all of it counts as written once a write has failed."""
+        if self.failure is None:
+            try:
+                return super().write(data)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                self.failure = error
+        return memoryview(data).nbytes
+
+
+@contextmanager
+def guarded_streams() -> Iterator[None]:
+    """Print in here: a reader that leaves (`| head`), a full disk under `>` or a closed stream raise nothing.
+
+    A command whose reader has left goes on and ends with its own exit code. Output that was lost for another reason is
+    told at the end, and `exit_code` makes the process fail.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _guarded(sys.stdout, sys.__stdout__), _guarded(sys.stderr, sys.__stderr__)
+    try:
+        yield
+    finally:
+        _flush()
+        sys.stdout, sys.stderr = before
+
+
+def exit_code(code: int) -> int:
+    """The exit code of a command that ended with `code`: a failure, told on stderr, if its output could not be written."""
+    _flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    failure = raw.failure if isinstance(raw, _StandardStream) else None
+    if failure is None or failure.errno == errno.EPIPE:
+        return code
+    Output().note(f"error: the output cannot be written: {failure.strerror}")
+    return code or EXIT_FAILED
+
+
+def _guarded(stream: TextIO | None, original: TextIO | None) -> TextIO:
+    if stream is None:  # closed before the process began: its number may be another file's by now
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - it lives as long as the process
+    if stream is not original:  # replaced by whoever calls the command line from Python
+        return stream
+    # A name that is no text, as Linux allows for files, is shown escaped and does not end the command.
+    return io.TextIOWrapper(
+        io.BufferedWriter(_StandardStream(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering if isinstance(stream, io.TextIOWrapper) else True,
+        write_through=isinstance(stream, io.TextIOWrapper) and stream.write_through,
+    )
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()

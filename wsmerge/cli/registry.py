@@ -266,12 +266,12 @@ def diff_command(left: ReferenceText, right: ReferenceText, store: StorePath = N
         output.table(("field", found.left, found.right), changed_fields(found.fields))
         output.text("")
     if found.changed:
-        shown, more = first_few(found.changed)
+        shown, more = first_few(output, found.changed)
         rows = [(change.name, change.cosine, change.norm_ratio) for change in shown]
         output.table(("tensor", "cosine", "norm ratio"), rows)
         output.text(more)
     for sign, names in (("+", found.added), ("-", found.removed)):
-        few, more = first_few(names)
+        few, more = first_few(output, names)
         for line in (*(f"{sign} {name}" for name in few), *([more] if more else [])):
             output.text(line)
     output.text(

@@ -95,8 +95,10 @@ def changed_fields(changes: Iterable[FieldChange]) -> list[tuple[str, object, ob
     return rows
 
 
-def first_few(items: Sequence[_Item]) -> tuple[Sequence[_Item], str]:
-    """The first of `items`, and a line that says how many more there are; empty where that is none."""
+def first_few(output: Output, items: Sequence[_Item]) -> tuple[Sequence[_Item], str]:
+    """The first of `items` on a terminal, all elsewhere; and a line that says how many more there are, empty for none."""
+    if not output.on_terminal:
+        return items, ""
     more = len(items) - _SHOWN_TENSORS
     return items[:_SHOWN_TENSORS], f"... and {more} more (all with --json)" if more > 0 else ""
 

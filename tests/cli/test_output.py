@@ -1,0 +1,83 @@
+"""What reaches a pipe, a full disk or a closed stream: whole lines, no traceback, the command's own exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.registry.artifacts import make_artifact
+from wsmerge.registry import Store
+
+NAME = "a-direction-with-a-name-that-takes-more-than-half-of-a-terminal"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("terminal")
+    make_artifact(folder / "made", name=NAME)
+    Store(folder / "store").publish(folder / "made", aliases=("an-alias-of-some-length", "and-another-one"))
+    return folder / "store"
+
+
+def shell(store, line: str) -> subprocess.CompletedProcess[str]:
+    """Run `line` in bash, where `wsmerge` is the command line of this interpreter over `store`."""
+    script = f'set -o pipefail; wsmerge() {{ "{sys.executable}" -m wsmerge "$@"; }}\n{line}'
+    # Programs that ask for colours in a pipe still want whole lines.
+    environment = {"WSMERGE_HOME": str(store), "COLUMNS": "40", "FORCE_COLOR": "1", "NO_COLOR": "1"}
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+def test_what_is_piped_is_one_line_a_row(store):
+    done = shell(store, f"wsmerge list | grep {NAME}@1.0.0")
+    assert done.returncode == 0
+    assert "an-alias-of-some-length, and-another-one" in done.stdout
+    assert Store(store).resolve(NAME).version_digest in shell(store, f"wsmerge show {NAME} | cat").stdout
+
+
+@pytest.mark.parametrize("command", ["list", "--help", "lint --help", "--version", f"show {NAME} --json"])
+def test_a_full_stdout_is_told_in_one_line_and_fails(store, command):
+    done = shell(store, f"wsmerge {command} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written: No space left on device\n"
+
+
+def test_a_failure_keeps_its_exit_code_whatever_becomes_of_the_streams(store):
+    for streams in ("> /dev/full", "2> /dev/full", ">&-", "2>&-", "| true"):
+        assert shell(store, f"wsmerge show --no-such-option {streams}").returncode == 2, streams
+
+
+@pytest.mark.parametrize("command", ["--help", f"show {NAME}", "list --json"])
+def test_a_reader_that_leaves_ends_no_command(store, command):
+    done = shell(store, f"wsmerge {command} | true")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_closed_stdout_is_silence(store):
+    done = shell(store, f"wsmerge show {NAME} >&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_work_is_done_to_its_end_although_nobody_reads(store, tmp_path):
+    make_artifact(tmp_path / "made", name="unread", seed=5)
+    assert shell(store, f"wsmerge publish {tmp_path / 'made'} | true").returncode == 0
+    assert json.loads(shell(store, "wsmerge list unread --json").stdout)[0]["version"] == "1.0.0"
+
+
+def test_a_name_that_is_no_text_is_shown_escaped(store):
+    done = shell(store, "wsmerge publish $'./no\\xffsuch'")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "no\\udcffsuch" in done.stderr
+
+
+def test_shells_complete_commands_and_options(store):
+    asked = "_WSMERGE_COMPLETE=complete_bash COMP_WORDS='wsmerge {}' COMP_CWORD={} wsmerge"
+    assert {"list", "lint"} <= set(shell(store, asked.format("li", 1)).stdout.split())
+    assert "--json" in shell(store, asked.format("list --j", 2)).stdout.split()
+    assert "complete" in shell(store, "wsmerge --show-completion bash").stdout
