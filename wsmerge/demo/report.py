@@ -53,7 +53,8 @@ def _lines(result: DemoResult, tables: Sequence[Table]) -> Iterator[str]:
         yield ""
         yield from _markdown(table)
         yield ""
-    yield "Brackets are 95 % bootstrap intervals over prompts; wordings are few, so they are too narrow for new ones. A margin is"
+    yield "Brackets are 95 % intervals over prompts, or over clusters of prompts that share a fact; wordings are few, so they are too"
+    yield "narrow for new ones. A margin is"
     yield "the mean log-probability per token of the plus answer less that of the minus answer, in nats, over false claims where"
     yield "there are claims; a rate is the share of prompts with a positive margin. `false - true` is in points. Fidelity is the"
     yield "cosine of the change that the checkpoint holds in bfloat16 to the change that was asked for."

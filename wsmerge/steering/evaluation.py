@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from wsmerge.errors import NonFiniteError, UsageError
-from wsmerge.steering.bootstrap import Interval, difference_interval, mean_interval
+from wsmerge.steering.bootstrap import Interval, clusters_of, difference_interval, mean_interval
 from wsmerge.steering.chat import answer_ids, pad_id, prompt_ids
 from wsmerge.steering.pairs import Pair
 
@@ -48,22 +48,24 @@ class ChoiceScores:
             token) less that of the minus answer, in nats.
         claims: for each pair whether its claim is true, or None where it makes none.
         threshold: a margin above it counts as a choice of the plus answer.
+        clusters: int64 `[items]`, the cluster of each pair; None where no pair has one.
     """
 
     ids: tuple[str, ...]
     margins: npt.NDArray[np.float64]
     claims: tuple[Literal["true", "false"] | None, ...]
     threshold: float = 0.0
+    clusters: npt.NDArray[np.int64] | None = None
 
     @property
     def rate(self) -> Interval:
         """The share of pairs whose plus answer is preferred."""
-        return mean_interval(self.margins > self.threshold)
+        return mean_interval(self.margins > self.threshold, self.clusters)
 
     @property
     def mean_margin(self) -> Interval:
         """The mean margin, in nats per token."""
-        return mean_interval(self.margins)
+        return mean_interval(self.margins, self.clusters)
 
     def on(self, claim: Literal["true", "false"]) -> ChoiceScores:
         """Return the scores of the pairs with true claims or of those with false ones.
@@ -78,20 +80,19 @@ class ChoiceScores:
         if not keep:
             raise UsageError(f"no pair has a claim that is {claim}")
         ids = tuple(self.ids[position] for position in keep)
-        return ChoiceScores(ids, self.margins[keep], (claim,) * len(keep), self.threshold)
+        clusters = None if self.clusters is None else self.clusters[keep]
+        return ChoiceScores(ids, self.margins[keep], (claim,) * len(keep), self.threshold, clusters)
 
     @property
     def false_minus_true(self) -> Interval:
         """The rate on false claims less the rate on true claims: -1 for perfect judgement, 0 for none.
 
-        The interval resamples the two groups apart.
+        The interval takes the two groups for independent, which is too wide where they share their facts.
 
         Raises:
             UsageError: one of the groups is empty.
         """
-        false = self.on("false").margins > self.threshold
-        true = self.on("true").margins > self.threshold
-        return difference_interval(false, true)
+        return difference_interval(self.on("false").rate, self.on("true").rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,9 @@ def score_choices(
     for pair, margin in zip(items, margins, strict=True):
         if not math.isfinite(margin):
             raise NonFiniteError(f"the margin is {margin}", where=pair.id, hint="use a smaller coefficient")
-    return ChoiceScores(tuple(pair.id for pair in items), margins, tuple(pair.claim for pair in items), threshold)
+    clusters = clusters_of([pair.cluster for pair in items])
+    ids = tuple(pair.id for pair in items)
+    return ChoiceScores(ids, margins, tuple(pair.claim for pair in items), threshold, clusters)
 
 
 def perplexity(

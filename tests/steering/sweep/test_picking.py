@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsmerge.errors import UsageError
+from wsmerge.steering.bootstrap import change_interval, ratio_interval, share_interval
 from wsmerge.steering.sweep.config import Pick
 from wsmerge.steering.sweep.journal import PointKey
 from wsmerge.steering.sweep.picking import effect_of, pareto_front, pick_strength
@@ -85,7 +86,7 @@ def test_costs_are_points_lost_and_percent_of_perplexity():
 def test_changes_are_paired():
     generator = np.random.default_rng(1)
     before = generator.random(50)
-    found = Samples.of("behaviour", before + 0.1).change_from(Samples.of("behaviour", before))
+    found = Samples.of("behaviour", before + 0.1, "mean").change_from(Samples.of("behaviour", before, "mean"))
     assert found.value == pytest.approx(0.1)
     assert found.high - found.low < 1e-9  # every item moved alike, however much items differ
     with pytest.raises(UsageError, match="different items"):
@@ -99,9 +100,22 @@ def test_the_change_of_a_perplexity_against_numpy():
     found = two.change_from(one)
     ratio = np.exp(two.values.sum() / tokens.sum()) / np.exp(one.values.sum() / tokens.sum())
     assert found.value == pytest.approx(ratio - 1)
-    rows = np.random.default_rng(0).integers(30, size=(2000, 30))
-    ratios = [np.exp(two.values[r].sum() / tokens[r].sum() - one.values[r].sum() / tokens[r].sum()) - 1 for r in rows]
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(ratios, [2.5, 97.5])))
+    logs = ratio_interval(two.values - one.values, tokens)
+    assert (found.low, found.high) == pytest.approx((math.expm1(logs.low), math.expm1(logs.high)))
+
+
+def test_clusters_stay_with_the_items_that_have_a_value():
+    clusters = np.repeat(np.arange(8), 2)
+    values = np.arange(16) % 4 == 0
+    before, after = (Samples.of("behaviour", held.astype(float), clusters=clusters) for held in (values, ~values))
+    after.values[3] = np.nan
+    known = np.arange(16) != 3
+    expected = change_interval((~values).astype(float)[known] - values[known], clusters[known])
+    assert after.change_from(before) == expected
+    assert Samples.from_json(before.to_json()).interval == share_interval(values, clusters)
+    assert before.interval != share_interval(values)
+    same = before.change_from(before)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_a_perplexity_beyond_floats_is_infinite():

@@ -8,7 +8,8 @@ A pair file is JSON Lines in UTF-8, one object a line:
 `plus` is what the plus pole learns to answer, `minus` what the minus pole does. A row whose two answers are the same
 teaches both poles alike and so cancels in the direction; such rows keep a direction from saying more than it should.
 `domain` (what the prompt is about) and `template` (how it is worded) exist so that splits can be held apart. Prompt, plus
-and minus are needed; without an id a row goes by the number of its line, and without domain or template by its id.
+and minus are needed; without an id a row goes by the number of its line, and without domain or template by its id. Rows with
+one `cluster` share a fact or a wording: intervals take the clusters, and not the rows, for a sample.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Pair(BaseModel):
         plus: the answer that shows the behaviour.
         minus: the answer that shows its opposite.
         claim: whether the claim in the prompt is true, for behaviours where that matters.
+        cluster: the rows that share a fact or a wording with this one have the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -49,6 +51,7 @@ class Pair(BaseModel):
     plus: _Text
     minus: _Text
     claim: Literal["true", "false"] | None = None
+    cluster: _Text | None = None
 
 
 def load_pairs(path: Path) -> tuple[Pair, ...]:

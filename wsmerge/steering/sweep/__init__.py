@@ -7,7 +7,7 @@ The modules, in the order in which a sweep passes through them:
     measuring    the part of the file that says how something is measured
     reading      from the file to the configuration, every problem at once
     items        what is measured on
-    samples      figures per item, and their bootstrap intervals
+    samples      figures per item, and their intervals
     measures     choices by log-probability, perplexity
     answers      generated answers, scored by a rule, a function or a judge
     tasks        tasks of lm-eval

@@ -19,6 +19,7 @@ from typing import Final
 
 from wsmerge.errors import JudgeError, NonFiniteError, UsageError
 from wsmerge.steering.baselines.method import Subject
+from wsmerge.steering.bootstrap import clusters_of
 from wsmerge.steering.evaluation import generate
 from wsmerge.steering.judging.asking import Exchange, ask_all
 from wsmerge.steering.judging.client import make_judge, naming
@@ -64,16 +65,17 @@ class AnswerScorer:
         items = self.items[split]
         answers = self._answers(subject, items, batch_size)
         scores = score_answers(self.settings.score, items, answers, self.notes)
+        clusters = clusters_of([item.cluster for item in items])
         figures: dict[str, Samples] = {}
         if self.settings.valid is not None:
             valid = [re.search(self.settings.valid, answer) is not None for answer in answers]
             scores = [score if counts else 0.0 for score, counts in zip(scores, valid, strict=True)]
-            figures["valid"] = Samples.of("valid", valid)
+            figures["valid"] = Samples.of("valid", valid, clusters=clusters)
         if isinstance(self.settings.score.judge, AnswersJudge):
             judged = [not math.isnan(score) for score in scores]
             _check_judged(self.settings.score.judge, judged)
-            figures["judged"] = Samples.of("valid", judged)
-        return {"": Samples.of(self.role, scores), **figures}
+            figures["judged"] = Samples.of("valid", judged, clusters=clusters)
+        return {"": Samples.of(self.role, scores, clusters=clusters), **figures}
 
     def _answers(self, subject: Subject, items: Sequence[Prompt], batch_size: int) -> Sequence[str]:
         if self.notes.answers is not None:

@@ -2,7 +2,7 @@
 
 A prompt file is JSON Lines in UTF-8, one object a line; keys beside these are left alone, so a pair file is one too:
 
-    {"id": "capitals-1", "prompt": "What is the capital of France?", "answers": ["Paris"]}
+    {"id": "capitals-1", "prompt": "What is the capital of France?", "answers": ["Paris"], "cluster": "France"}
 
 A file of passages is plain text in UTF-8, passages between blank lines; line breaks within one are spaces.
 """
@@ -33,6 +33,7 @@ class Prompt(BaseModel):
         id: names it.
         prompt: the user's message, without the chat template.
         answers: texts of which a right answer has one.
+        cluster: the prompts that share a fact or a wording with this one have the same; intervals are over clusters.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -40,6 +41,7 @@ class Prompt(BaseModel):
     id: str
     prompt: Annotated[str, StringConstraints(pattern=r"\S")]
     answers: tuple[str, ...] = ()
+    cluster: str | None = None
 
 
 def load_splits(settings: Choice | Passages | Answers, load: Callable[[str], Sequence[Item]]) -> Splits[Item]:

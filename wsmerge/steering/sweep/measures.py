@@ -43,9 +43,9 @@ class ChoiceScorer:
         scores = score_choices(
             subject.model, subject.tokenizer, self.items[split], batch_size=batch_size, system=subject.system
         )
-        rate = Samples.of(self.role, scores.margins > scores.threshold)
+        rate = Samples.of(self.role, scores.margins > scores.threshold, clusters=scores.clusters)
         if self.value == "margin":
-            return {"": Samples.of(self.role, scores.margins, "mean"), "rate": rate}
+            return {"": Samples.of(self.role, scores.margins, "mean", scores.clusters), "rate": rate}
         return {"": rate}
 
 
