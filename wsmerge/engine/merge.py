@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.engine.fidelity import FidelityReport, fidelity_report
@@ -25,10 +26,12 @@ from wsmerge.engine.plan import MergePlan
 from wsmerge.engine.sidecars import OutputFiles, write_beside, write_synced
 from wsmerge.engine.sink import ShardFiles
 from wsmerge.engine.stream import Progress, StreamResult, run_stream
+from wsmerge.errors import OutputError
 
 __all__ = ["MergeJob", "MergeReport", "input_paths", "run_merge"]
 
 SCHEMA: Final = "wsmerge.merge/v1"
+_REPORT_IT: Final = "the disk may have failed: run it again; if it fails again, report it as a fault of wsmerge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) 
         fidelity = fidelity_report(plan, result.moments)
         report = _report(plan, job, result, fidelity)
         _write_sidecars(plan, job, output.folder, report)
+        _read_back(plan, output.folder)
         output.finish()
     return MergeReport(
         out=job.out,
@@ -128,6 +132,22 @@ def _write_tensors(plan: MergePlan, folder: Path, progress: Progress | None) -> 
     finally:
         journal.close()
     return result
+
+
+def _read_back(plan: MergePlan, folder: Path) -> None:
+    """Open each written tensor file with the safetensors package, by whose rules everyone else reads it.
+
+    Raises:
+        OutputError: it refuses a file, or finds other tensors than those that were planned.
+    """
+    for shard in plan.shards:
+        try:
+            with safe_open(folder / shard.file, framework="numpy") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise OutputError(f"safetensors cannot read it back: {error}", where=shard.file, hint=_REPORT_IT) from error
+        if found != {spec.name: spec.shape for spec in shard.specs}:
+            raise OutputError("read back, it does not hold what was planned", where=shard.file, hint=_REPORT_IT)
 
 
 def _write_sidecars(plan: MergePlan, job: MergeJob, folder: Path, report: Mapping[str, Any]) -> None:

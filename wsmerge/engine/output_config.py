@@ -18,6 +18,8 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from wsmerge.engine.tying import TEXT_SECTIONS
+
 __all__ = ["output_config"]
 
 Json = dict[str, Any]
@@ -36,7 +38,6 @@ _ALIASES: Final = {
     "n_layer": ("num_hidden_layers", "n_layers", "num_layers"),
     "num_layers": ("num_hidden_layers",),
 }
-_TEXT_SECTIONS: Final = ("text_config", "llm_config", "language_config", "thinker_config")
 # Lists of layer indices, not of one entry a layer.
 _INDEX_LISTS: Final = frozenset(
     {
@@ -143,7 +144,7 @@ def _holders(config: Json, key: str) -> list[tuple[Json, str]]:
     elif section is not None:
         candidates = [section]
     else:
-        candidates = [config] if path[0] in _TEXT_SECTIONS else []
+        candidates = [config] if path[0] in TEXT_SECTIONS else []
     names = (name, *_ALIASES.get(name, ()))
     stored = [(candidate, next((item for item in names if item in candidate), "")) for candidate in candidates]
     found = [(candidate, item) for candidate, item in stored if item]
@@ -167,6 +168,6 @@ def _made(config: Json, path: Sequence[str]) -> Json:
 
 def _text_sections(config: Json) -> Iterator[Json]:
     yield config
-    for name in _TEXT_SECTIONS:
+    for name in TEXT_SECTIONS:
         if isinstance(config.get(name), dict):
             yield config[name]

@@ -10,6 +10,7 @@ carries out, and what a killed merge is resumed against.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from wsmerge.engine.inputs.stored import StoredTensor
 from wsmerge.engine.layout import OutputShard, lay_out
 from wsmerge.engine.methods.step import MergeStep, StepInput
 from wsmerge.engine.numerics import Numerics
-from wsmerge.errors import UsageError
+from wsmerge.errors import CheckpointError, UsageError
 
 __all__ = [
     "CHUNK_ELEMENTS",
@@ -309,7 +310,20 @@ class PlanParts:
 
 
 def assemble(parts: PlanParts, numerics: Numerics, options: PlanOptions) -> MergePlan:
-    """Give every output tensor its place in a shard."""
+    """Give every output tensor its place in a shard.
+
+    Raises:
+        CheckpointError: two tensors of the output have one name.
+    """
+    counts = Counter(tensor.spec.name for tensor in parts.tensors)
+    twice = tuple(f"{name}: {count} times" for name, count in counts.items() if count > 1)
+    if twice:
+        raise CheckpointError(
+            "tensors of the output have one name, and a file holds a name once",
+            where=parts.base.label,
+            hint="take each of these tensors from one place of the recipe",
+            details=twice,
+        )
     shards = lay_out([tensor.spec for tensor in parts.tensors], options.max_shard_bytes)
     by_name = {tensor.spec.name: tensor for tensor in parts.tensors}
     names = [spec.name for shard in shards for spec in shard.specs]

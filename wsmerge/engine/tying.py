@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-__all__ = ["is_tied_by_config", "tied_pair"]
+__all__ = ["TEXT_SECTIONS", "is_tied_by_config", "tied_pair"]
 
 _OUTPUTS: Final = ("lm_head.weight", "embed_out.weight", "output_projection.weight", "proj_out.weight")
 _INPUTS: Final = (
@@ -29,7 +29,8 @@ _INPUTS: Final = (
     "embeddings.weight",
     "shared.weight",
 )
-_TEXT_SECTIONS: Final = ("text_config", "llm_config", "language_config", "thinker_config")
+TEXT_SECTIONS: Final = ("text_config", "llm_config", "language_config", "thinker_config")
+"""Where the configuration of a composite model keeps that of its language model."""
 
 
 def tied_pair(names: Iterable[str], config: Mapping[str, Any], are_equal: Callable[[str, str], bool]) -> dict[str, str]:
@@ -54,7 +55,7 @@ def tied_pair(names: Iterable[str], config: Mapping[str, Any], are_equal: Callab
 
 def is_tied_by_config(config: Mapping[str, Any]) -> bool | None:
     """What `config` says, None where it says nothing."""
-    sections = [config, *(config[key] for key in _TEXT_SECTIONS if isinstance(config.get(key), dict))]
+    sections = [config, *(config[key] for key in TEXT_SECTIONS if isinstance(config.get(key), dict))]
     said = [section["tie_word_embeddings"] for section in sections if section.get("tie_word_embeddings") is not None]
     return any(said) if said else None
 

@@ -1,6 +1,6 @@
 """Which tensors a model of each architecture has: read as data from mergekit, without loading its code."""
 
-from wsmerge.engine.architecture.choose import architecture_of
+from wsmerge.engine.architecture.choose import architecture_of, refuse_unheld_layers
 from wsmerge.engine.architecture.undefined import is_derived, undefined_tensors
 from wsmerge.engine.architecture.weights import (
     Architecture,
@@ -21,6 +21,7 @@ __all__ = [
     "architecture_of",
     "is_derived",
     "is_present",
+    "refuse_unheld_layers",
     "resolve_name",
     "undefined_tensors",
 ]

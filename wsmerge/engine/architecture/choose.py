@@ -16,7 +16,7 @@ from wsmerge.engine.architecture.weights import Architecture
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.errors import CheckpointError, Problems
 
-__all__ = ["architecture_of"]
+__all__ = ["architecture_of", "refuse_unheld_layers"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,25 @@ def _refuse_mixed(choices: Sequence[_Choice]) -> None:
         "the inputs are of different architectures",
         details=tuple(_described(choice) for choice in choices),
         hint="merge models of one architecture, or try it all the same with --allow-crimes (allow_mixed in Python)",
+    )
+
+
+def refuse_unheld_layers(architecture: Architecture, checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse a configuration that claims more layers than there are tensors, before anything walks all of them.
+
+    Raises:
+        CheckpointError: every such checkpoint at once.
+    """
+    problems = Problems()
+    for member in checkpoints:
+        for name, module in architecture.modules.items():
+            count, held = module.num_layers(member.config), len(member.specs)
+            if count > held:
+                problems.add(f"{member.label}: {count} layers of module {name}, and {held} tensors in all")
+    problems.raise_if_any(
+        CheckpointError,
+        "config.json claims more layers than the checkpoint has tensors",
+        hint="correct the number of layers in config.json, or download the checkpoint again",
     )
 
 

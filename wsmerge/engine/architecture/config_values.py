@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from wsmerge.engine.architecture.weights import Config
+from wsmerge.engine.tying import TEXT_SECTIONS
 from wsmerge.errors import CheckpointError
 
 __all__ = ["config_value", "count_at", "full_config"]
@@ -21,14 +23,20 @@ def config_value(config: Config, key: str) -> Any:  # noqa: ANN401 - as JSON has
 def count_at(config: Config, key: str) -> int:
     """The count at a dotted key; transformers' default where `config` leaves it out or spells it otherwise.
 
+    A language model's count stands at the top or in the section of the language model, whichever `key` says: files of
+    the Hub and those that transformers 5 saves differ in that.
+
     Raises:
         CheckpointError: there is no default either, or the value is not a whole number.
     """
-    found = config_value(config, key)
+    section, _, name = key.rpartition(".")
+    sections = ["", *TEXT_SECTIONS] if section in {"", *TEXT_SECTIONS} else []
+    keys = [key, *(f"{other}.{name}".lstrip(".") for other in sections if other != section)]
+    found = next((value for one in keys if (value := config_value(config, one)) is not None), None)
     if found is None:
-        found = full_config(config, needed=key)
-        for part in key.split("."):
-            found = getattr(found, part, None)
+        full = full_config(config, needed=key)
+        values = (functools.reduce(lambda held, part: getattr(held, part, None), one.split("."), full) for one in keys)
+        found = next((value for value in values if value is not None), None)
     if not isinstance(found, int) or isinstance(found, bool) or found < 0:
         told = "does not say" if found is None else f"gives {found!r} for"
         raise CheckpointError(

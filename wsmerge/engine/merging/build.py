@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from wsmerge.core.dtypes import DType, dtype_named
 from wsmerge.core.tensors import DeltaSource, TensorSpec
-from wsmerge.engine.architecture import Architecture, architecture_of
+from wsmerge.engine.architecture import Architecture, architecture_of, refuse_unheld_layers
 from wsmerge.engine.fit import Placement, place_deltas
 from wsmerge.engine.inputs.converted import ConversionCache
 from wsmerge.engine.inputs.rows import RowsInput
@@ -134,13 +134,16 @@ class _Planning:
             if model.reference.override_architecture
         }
         base = self._donor.checkpoint if self._recipe.base_model else None
-        return architecture_of(
-            [model.checkpoint for model in self._inputs],
+        checkpoints = [model.checkpoint for model in self._inputs]
+        architecture = architecture_of(
+            checkpoints,
             base=base,
             allow_mixed=self._request.leave.mix_architectures,
             overrides=overrides,
             trust_remote_code=self._request.leave.trust_remote_code,
         )
+        refuse_unheld_layers(architecture, checkpoints)
+        return architecture
 
     def _modules(self, architecture: Architecture) -> tuple[Module, ...]:
         modules = modules_of(self._recipe, architecture, self._request.models, self._request.inline)
@@ -211,14 +214,23 @@ class _Planning:
         builder = StepBuilder(settings, self._conversions)
         bugs = self._request.numerics.mergekit_bugs
         found: list[PlannedStep] = []
+        places: dict[Hashable, int] = {}
         errors: list[CheckpointError | RecipeError] = []
         for site in sites_of_output(modules, config, self._recipe.parameters, mergekit_bugs=bugs):
             try:
                 step = builder.build(site)
             except (CheckpointError, RecipeError) as error:
                 errors.append(error)
+                continue
+            if step is None:
+                continue
+            # Some definitions name a tensor outside the layers once for each layer; mergekit writes the last.
+            sources = ((item.source.model, id(item.source.direction), item.weight.name) for item in site.inputs)
+            key = (site.weight.name, *sources)
+            if places.setdefault(key, len(found)) < len(found):
+                found[places[key]] = step
             else:
-                found += [step] if step is not None else []
+                found.append(step)
         refuse_together(errors, self._donor.label)
         self._warnings += builder.warnings
         return found
