@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
+from importlib import import_module
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from wsmerge.errors import (
     DirectionError,
     HubError,
     NotFoundError,
+    OutputError,
     StoreError,
     UsageError,
     VerificationError,
@@ -274,7 +278,53 @@ def test_a_source_that_rotted_is_not_published(store, source):
     with pytest.raises(VerificationError, match="not what the manifest says"):
         store.publish(source)
     assert store.names() == ()
-    assert list(store.paths.temporary.iterdir()) == []
+    assert files_in(store.root) == []
+
+
+def files_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [("blobs.copy_synced", 1), ("blobs.copy_synced", 3), ("blobs.sync_folder", 2), ("store.sync_folder", 1)],
+)
+def test_a_full_disk_leaves_nothing_and_names_the_next_step(store, source, monkeypatch, step, number):
+    place, _, name = step.partition(".")
+    module = import_module(f"wsmerge.registry.{place}")
+    whole = getattr(module, name)
+    calls = count(1)
+
+    def full(*arguments):
+        if next(calls) == number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(*arguments)
+
+    monkeypatch.setattr(module, name, full)
+    with pytest.raises(OutputError, match="No space left") as caught:
+        store.publish(source)
+    assert "wsmerge gc --delete" in str(caught.value)
+    if step == "store.sync_folder":  # after the rename: the version is there
+        assert len(store.list()) == 1
+        assert store.verify().problems == ()
+    else:
+        assert files_in(store.root) == []
+    monkeypatch.undo()
+    store.publish(source)
+    assert store.gc(min_age_s=-60).blobs == 0
+
+
+def test_a_conflict_leaves_nothing_new_and_takes_nothing_old(store, source):
+    kept = store.publish(source, version="0.9.0")
+    store.publish(source)
+    store.remove("formal@1.0.0")
+    store.gc(dry_run=False, min_age_s=-60)
+    before = set(files_in(store.paths.blobs))
+    with pytest.raises(ConflictError, match="was removed"):
+        store.publish(source)
+    assert set(files_in(store.paths.blobs)) == before
+    assert store.resolve("formal") == kept
+    assert store.gc(min_age_s=-60).blobs == 0
 
 
 def test_a_blob_that_rotted_is_not_spread(store, source):

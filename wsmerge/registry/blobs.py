@@ -8,6 +8,9 @@ system has no hard links, nothing is shared and nothing else changes.
 from __future__ import annotations
 
 import errno
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,14 +18,14 @@ from wsmerge.core.files import copy_synced, create_synced, file_sha256, make_fol
 from wsmerge.registry.files import ArtifactFiles
 from wsmerge.registry.paths import StorePaths
 
-__all__ = ["place_bytes", "place_file"]
+__all__ = ["place_bytes", "place_file", "shared"]
 
 _READ_ONLY: Final = 0o444
 _NO_LINKS: Final = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
 
-def place_file(paths: StorePaths, files: ArtifactFiles, name: str, target: Path) -> None:
-    """Make the new file `target` with the bytes of file `name`, shared with every file of the store that has them."""
+def place_file(files: ArtifactFiles, name: str, target: Path) -> str:
+    """Make the new file `target` with the bytes of file `name`, and return their SHA-256."""
     make_folder(target.parent)
     source = files.open(name)
     try:
@@ -30,14 +33,38 @@ def place_file(paths: StorePaths, files: ArtifactFiles, name: str, target: Path)
     finally:
         source.close()
     target.chmod(_READ_ONLY)
-    _share(paths, target, digest)
+    return digest
 
 
-def place_bytes(paths: StorePaths, data: bytes, target: Path) -> None:
+def place_bytes(data: bytes, target: Path) -> str:
     """As `place_file`, from memory."""
     create_synced(target, data)
     target.chmod(_READ_ONLY)
-    _share(paths, target, file_sha256(target))
+    return file_sha256(target)
+
+
+@contextmanager
+def shared(paths: StorePaths, folder: Path, digests: Mapping[str, str]) -> Iterator[None]:
+    """Share the files of `folder` with all files of the store that have their bytes, and make it a version in here.
+
+    If that fails, `folder` goes, and with it the blobs that nothing else uses.
+
+    Args:
+        paths: of the store.
+        folder: a temporary folder.
+        digests: SHA-256 of each of its files.
+    """
+    try:
+        for name, digest in digests.items():
+            _share(paths, folder / name, digest)
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # no longer there if it became a version
+        for blob in map(paths.blob, set(digests.values())):
+            with suppress(OSError):  # not there yet, or the disk refuses: gc takes it
+                if blob.stat().st_nlink == 1:
+                    blob.unlink()
+        raise
 
 
 def _share(paths: StorePaths, target: Path, digest: str) -> None:

@@ -11,7 +11,6 @@ from wsmerge.registry.blobs import place_bytes, place_file
 from wsmerge.registry.card import CARD_FILE, META_FILE, render_card, render_meta
 from wsmerge.registry.direction import Direction, open_direction_folder, verify_direction
 from wsmerge.registry.manifest import MANIFEST_FILE, Manifest
-from wsmerge.registry.paths import StorePaths
 from wsmerge.registry.payloads import restated_files
 from wsmerge.registry.references import check_name
 from wsmerge.registry.versions import Version
@@ -49,23 +48,26 @@ def version_files(direction: Direction, manifest: Manifest) -> dict[str, bytes |
     return dict(sorted(files.items()))
 
 
-def fill_version(paths: StorePaths, staged: Path, direction: Direction, manifest: Manifest) -> None:
+def fill_version(staged: Path, direction: Direction, manifest: Manifest) -> dict[str, str]:
     """Copy the artifact of `direction` into the empty folder `staged` under `manifest`, sync and verify it.
 
     Tensors are copied as they are. Card and `meta.yaml` are copied too, unless they are missing or the manifest changed.
+
+    Returns:
+        SHA-256 of each file.
 
     Raises:
         VerificationError: tensors that are not what the manifest says.
         DirectionError: the artifact is not whole.
     """
-    for file, data in version_files(direction, manifest).items():
-        if data is None:
-            place_file(paths, direction.files, file, staged / file)
-        else:
-            place_bytes(paths, data, staged / file)
+    digests = {
+        file: place_file(direction.files, file, staged / file) if data is None else place_bytes(data, staged / file)
+        for file, data in version_files(direction, manifest).items()
+    }
     for folder in (*(path for path in staged.rglob("*") if path.is_dir()), staged):
         sync_folder(folder)
     with open_direction_folder(staged, label=direction.label) as copy:
         problems = verify_direction(copy)
     if problems:
         raise VerificationError("tensors are not what the manifest says", where=direction.label, details=problems)
+    return digests

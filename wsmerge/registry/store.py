@@ -2,7 +2,7 @@
 
 Publishing is correct under several processes and a crash at any instruction:
 
-    1. the files are copied into a temporary folder, synced, shared with equal ones (`blobs`), and verified there
+    1. the files are copied into a temporary folder, synced and verified there, then shared with equal ones (`blobs`)
     2. under the name's lock, one rename makes the folder the version; before it there is nothing, after it everything
     3. the log gets its line; a crash before it costs the line alone, and the next publish of that version writes it
 
@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from wsmerge.core.files import make_folder, sync_folder
 from wsmerge.errors import OutputError, StoreError
 from wsmerge.registry.access import refuse_file_root, store_reading
+from wsmerge.registry.blobs import shared
 from wsmerge.registry.catalogue import Entry, is_name
 from wsmerge.registry.direction import Direction
 from wsmerge.registry.files import FolderFiles
@@ -174,8 +175,8 @@ class Store(Registry):
             with self._changing(name):
                 return self._commit(name, manifest, None, aliases)
         with self._writing(), self._staged() as staged:
-            fill_version(self.paths, staged, direction, manifest)
-            with self._changing(name):
+            digests = fill_version(staged, direction, manifest)
+            with shared(self.paths, staged, digests), self._changing(name):
                 return self._commit(name, manifest, staged, aliases)
 
     def _commit(self, name: str, manifest: Manifest, staged: Path | None, aliases: Sequence[str]) -> Entry:
@@ -234,5 +235,6 @@ class Store(Registry):
             raise OutputError(
                 f"the store cannot be written: {error.strerror or error}",
                 where=str(error.filename or self.paths.root),
-                hint="make room and see that you may write there, or give another folder with --store or WSMERGE_HOME",
+                hint="make room (wsmerge gc --delete frees what nothing uses) and see that you may write there, or give another "
+                "folder with --store or WSMERGE_HOME",
             ) from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
+from itertools import count
 from threading import Lock
 from typing import Any
 
 import pytest
 
-from wsmerge.errors import NotFoundError, StoreError
+from wsmerge.errors import ConflictError, NotFoundError, StoreError
 from wsmerge.registry import Version, verify_direction
 from wsmerge.registry.objects import MemoryObjects, ObjectRegistry, upload
 from wsmerge.registry.testing import DyingObjects, sample_artifact
@@ -196,6 +198,49 @@ def test_a_source_that_changes_while_it_is_published_is_refused(sources, monkeyp
     with pytest.raises(StoreError, match="changed while it was published"):
         registry.publish(sources["1.0.0"])
     assert registry.names() == ()
+
+
+def blob_keys(objects: MemoryObjects) -> list[str]:
+    return [listed.key for listed in objects.list("blobs/")]
+
+
+@pytest.mark.parametrize("number", [0, 2, 4])
+def test_an_upload_that_fails_leaves_no_blobs(sources, monkeypatch, number):
+    objects = MemoryObjects()
+    sent = count()
+    whole = objects.upload
+
+    def full(key: str, chunks: Any, size: int) -> None:
+        whole(key, chunks, size)
+        if next(sent) == number:
+            raise StoreError("the store fails: no room")
+
+    monkeypatch.setattr(objects, "upload", full)
+    with pytest.raises(StoreError, match="no room"):
+        ObjectRegistry(objects).publish(sources["1.0.0"])
+    assert blob_keys(objects) == []
+    ObjectRegistry(objects).publish(sources["1.0.0"])
+    assert ObjectRegistry(objects).verify().problems == ()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_whoever_comes_second_leaves_no_blobs(sources, tmp_path, monkeypatch, same):
+    objects = MemoryObjects()
+    mine = sample_artifact(tmp_path / "mine") if same else sample_artifact(tmp_path / "mine", seed=3)
+    whole = objects.put
+
+    def late(key: str, data: bytes, **conditions: Any) -> None:
+        if "/versions/" in key:
+            monkeypatch.undo()
+            ObjectRegistry(objects).publish(sources["1.0.0"])
+        whole(key, data, **conditions)
+
+    monkeypatch.setattr(objects, "put", late)
+    with contextlib.nullcontext() if same else pytest.raises(ConflictError):
+        ObjectRegistry(objects).publish(mine)
+    used = set(blobs_of(ObjectRegistry(objects), "1.0.0").values())
+    assert set(blob_keys(objects)) == used
+    assert ObjectRegistry(objects).verify().problems == ()
 
 
 @pytest.mark.parametrize(

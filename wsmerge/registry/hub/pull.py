@@ -22,7 +22,7 @@ from filelock import FileLock
 from wsmerge.core.files import make_folder
 from wsmerge.core.hub.commit import RepoCommit, is_commit
 from wsmerge.core.hub.connection import Hub
-from wsmerge.errors import ConflictError, HubError, NotFoundError, OutputError, VerificationError
+from wsmerge.errors import ConflictError, DirectionError, HubError, NotFoundError, OutputError, VerificationError
 from wsmerge.registry.artifact_reading import artifact_files, read_manifest
 from wsmerge.registry.direction import open_direction_folder
 from wsmerge.registry.entries import Entry
@@ -161,7 +161,11 @@ class _Pull:
             if present is not None:
                 return present
             download(self.commit, names, folder, progress)
-            return self._done(self._publish(folder, manifest), "pulled")
+            try:
+                return self._done(self._publish(folder, manifest), "pulled")
+            except (DirectionError, VerificationError):
+                shutil.rmtree(folder, ignore_errors=True)  # the same files would be refused again
+                raise
 
     def _present(self, manifest: Manifest) -> Pulled | None:
         """The version, where the store has it with this digest."""

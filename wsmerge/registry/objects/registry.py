@@ -35,7 +35,7 @@ from wsmerge.registry.objects.layout import (
     versions_prefix,
 )
 from wsmerge.registry.objects.log import change_log, read_log
-from wsmerge.registry.objects.upload import brought
+from wsmerge.registry.objects.upload import bring
 from wsmerge.registry.references import StoreReference, check_alias, check_name
 from wsmerge.registry.registry import GARBAGE_AGE_S, Registry
 from wsmerge.registry.versions import Version
@@ -184,12 +184,15 @@ class ObjectRegistry(Registry):
     def _bring(self, direction: Direction, name: str, manifest: Manifest) -> StoredVersion:
         """Upload the files and make the version; if another writer was first, what that one stored."""
         key = version_key(name, manifest.version)
-        with brought(self.objects, direction, manifest, lambda: self._blobs_of(name)) as stored:
+
+        def commit(stored: StoredVersion) -> StoredVersion:
             try:
                 self.objects.put(key, stored.encode(), if_absent=True)
             except ObjectChangedError:
                 return self._stored(name, manifest.version) or self._vanished(name, manifest.version)
             return stored
+
+        return bring(self.objects, direction, manifest, lambda: self._blobs_of(name), commit)
 
     def _vanished(self, name: str, version: str) -> NoReturn:
         self._refuse_removed(name, version, self.history(name))

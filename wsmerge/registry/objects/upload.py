@@ -25,24 +25,28 @@ from wsmerge.registry.objects.interface import Objects
 from wsmerge.registry.objects.layout import UPLOADS, StoredFile, StoredVersion, blob_key
 from wsmerge.registry.staging import version_files
 
-__all__ = ["brought"]
+__all__ = ["bring"]
 
 _CHUNK_BYTES: Final = 1 << 20
 _BEAT_S: Final = 60.0
 _LONGEST_SILENCE_S: Final = 900.0
 
 
-@contextmanager
-def brought(
-    objects: Objects, direction: Direction, manifest: Manifest, shared: Callable[[], Mapping[str, str]]
-) -> Iterator[StoredVersion]:
-    """The version that `direction` under `manifest` becomes, its blobs in the store while the body makes it visible.
+def bring(
+    objects: Objects,
+    direction: Direction,
+    manifest: Manifest,
+    shared: Callable[[], Mapping[str, str]],
+    commit: Callable[[StoredVersion], StoredVersion],
+) -> StoredVersion:
+    """Bring the blobs of a version into the store, and make it visible. Blobs that it does not come to need are deleted.
 
     Args:
         objects: where to.
         direction: whose files are copied, unless the manifest makes them anew.
         manifest: of the version.
         shared: keys of blobs that the version may share, by the SHA-256 of their bytes.
+        commit: makes the version visible, and returns it, or the one that another writer made first.
 
     Raises:
         VerificationError: tensors that are not what the manifest says; nothing is uploaded then.
@@ -60,15 +64,26 @@ def brought(
         still_there = set(shared().values()) if uses else set()
         known = {digest: key for digest, key in uses.items() if key in still_there}
         stored: dict[str, StoredFile] = {}
-        for name, data in files.items():
-            size, digest = _size(direction.files, name, data), digests[name]
-            key = known.setdefault(digest, blob_key(digest, upload.number))
-            if key not in still_there:
-                _send(objects, key, direction.files, name, (digest, data))
-                still_there.add(key)
-            stored[name] = StoredFile(blob=key, sha256=digest, size=size)
-        upload.check_alive()
-        yield StoredVersion(version_digest=manifest.version_digest, files=stored)
+        sent: list[str] = []
+        try:
+            for name, data in files.items():
+                size, digest = _size(direction.files, name, data), digests[name]
+                if digest not in known:
+                    known[digest] = blob_key(digest, upload.number)
+                    sent.append(known[digest])
+                    _send(objects, known[digest], direction.files, name, (digest, data))
+                stored[name] = StoredFile(blob=known[digest], sha256=digest, size=size)
+            upload.check_alive()
+        except BaseException:
+            with suppress(StoreError):  # what went wrong first is told, and gc takes them
+                objects.delete(sent)
+            raise
+        # Of a failure in here nobody knows whether the version is there, so its blobs stay; gc takes them if it is not.
+        made = commit(StoredVersion(version_digest=manifest.version_digest, files=stored))
+        used = {file.blob for file in made.files.values()}
+        with suppress(StoreError):  # gc takes them
+            objects.delete([key for key in sent if key not in used])
+        return made
 
 
 class _Upload:
