@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
@@ -32,7 +31,7 @@ from wsmerge.registry.manifest import MANIFEST_FILE, Manifest
 from wsmerge.registry.payloads import (
     ADAPTER_CONFIG_FILE,
     Payload,
-    adapter_config,
+    adapter_config_problems,
     component_key,
     component_keys,
     open_payload,
@@ -255,15 +254,13 @@ def verify_direction(direction: Direction) -> tuple[str, ...]:
 
 def _check_adapter_config(direction: Direction, problems: Problems) -> None:
     """The factors alone are not the delta that PEFT applies: its settings scale them and say where they go."""
-    expected = adapter_config(direction.manifest.tensors, direction.manifest.base)
     try:
-        found = json.loads(_contents(direction.files, ADAPTER_CONFIG_FILE))
-    except (TensorFileError, ValueError) as error:
+        data = _contents(direction.files, ADAPTER_CONFIG_FILE)
+    except TensorFileError as error:
         problems.add(f"{ADAPTER_CONFIG_FILE}: cannot be read: {error}")
         return
-    for key, value in expected.items():
-        if not isinstance(found, dict) or found.get(key) != value:
-            problems.add(f"{ADAPTER_CONFIG_FILE}: {key} is not what the manifest makes it")
+    for problem in adapter_config_problems(data, direction.manifest.tensors, direction.manifest.base):
+        problems.add(f"{ADAPTER_CONFIG_FILE}: {problem}")
 
 
 def _check_repeated_manifest(direction: Direction, problems: Problems) -> None:

@@ -5,10 +5,11 @@ native      direction.safetensors, or direction-00001-of-0000N.safetensors with 
 zarr        direction.zarr, a zarr v3 group; see `zarr_layout`
 """
 
+from wsmerge.registry.payloads.adapter_config import adapter_config_problems
 from wsmerge.registry.payloads.choose import open_payload, payload_files, restated_files
 from wsmerge.registry.payloads.keys import ADAPTER_CONFIG_FILE, ADAPTER_FILE, component_key, component_keys
 from wsmerge.registry.payloads.payload import Payload
-from wsmerge.registry.payloads.safetensors_writer import MAX_SHARD_BYTES, adapter_config, write_payload
+from wsmerge.registry.payloads.safetensors_writer import MAX_SHARD_BYTES, write_payload
 from wsmerge.registry.payloads.zarr_codecs import Codec, check_codec
 from wsmerge.registry.payloads.zarr_writing import write_zarr_payload
 
@@ -18,7 +19,7 @@ __all__ = [
     "MAX_SHARD_BYTES",
     "Codec",
     "Payload",
-    "adapter_config",
+    "adapter_config_problems",
     "check_codec",
     "component_key",
     "component_keys",

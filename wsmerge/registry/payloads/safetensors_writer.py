@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from wsmerge.core.dtypes import F32
 from wsmerge.core.tensor_file import encode_header
 from wsmerge.core.tensors import DeltaSource, TensorSpec
 from wsmerge.errors import DirectionError, NonFiniteError, Problems
+from wsmerge.registry.payloads.adapter_config import adapter_config
 from wsmerge.registry.payloads.keys import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -33,7 +33,7 @@ from wsmerge.registry.payloads.keys import (
 from wsmerge.registry.payloads.payload import BLOCK_BYTES
 from wsmerge.registry.records import BaseRecord, ComponentRecord, Layout, TensorRecord, factor_shapes, is_plain_adapter
 
-__all__ = ["MAX_SHARD_BYTES", "adapter_config", "write_payload"]
+__all__ = ["MAX_SHARD_BYTES", "write_payload"]
 
 MAX_SHARD_BYTES: Final = 5_000_000_000
 _UNHASHED: Final = "0" * 64
@@ -74,34 +74,6 @@ def write_payload(
     elif len(shards) > 1:
         _write_json(folder / INDEX_FILE, _index(written))
     return tuple(row for shard in written.values() for row in shard)
-
-
-def adapter_config(rows: Sequence[TensorRecord], base: BaseRecord) -> dict[str, Any]:
-    """`adapter_config.json` of `rows`, all low-rank: r = lora_alpha everywhere, so that PEFT's scaling is 1."""
-    ranks = {row.name.removesuffix(".weight"): row.rank for row in rows}
-    counts = Counter(rank for rank in ranks.values() if rank is not None)
-    usual = max(counts, key=lambda rank: (counts[rank], -rank))
-    # PEFT takes the first pattern that matches the end of a module's name; the longest first, and one for every
-    # module, so that `model.layers.0.mlp` never decides for `vision.model.layers.0.mlp`.
-    longest_first = sorted(ranks.items(), key=lambda item: (-len(item[0]), item[0]))
-    pattern = dict(longest_first) if len(counts) > 1 else {}
-    return {
-        "alpha_pattern": pattern,
-        "base_model_name_or_path": base.model,
-        "bias": "none",
-        "fan_in_fan_out": any(row.layout == "transposed" for row in rows),
-        "inference_mode": True,
-        "lora_alpha": usual,
-        "lora_dropout": 0.0,
-        "peft_type": "LORA",
-        "r": usual,
-        "rank_pattern": pattern,
-        "revision": base.revision,
-        "target_modules": sorted(ranks),
-        "task_type": None,
-        "use_dora": False,
-        "use_rslora": False,
-    }
 
 
 def _plan(source: DeltaSource, layouts: Mapping[str, Layout]) -> list[TensorRecord]:
