@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-output
 
-.PHONY: demo test check directions benchmarks clean
+.PHONY: demo test test-architectures check directions benchmarks clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,11 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -q
+
+# Every architecture of transformers against mergekit, half an hour; writes docs/architectures.md. ARCH=Llama limits it,
+# RESUME=1 goes on where the last run ended.
+test-architectures: $(VENV)/.ready
+	ARCH='$(ARCH)' RESUME='$(RESUME)' $(BIN)/pytest -q tests/architectures/sweep.py
 
 # Train the bundled directions again, from the pairs beside them.
 directions: $(VENV)/.ready
