@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["ChatOptions", "Conversation", "chat", "sweep"]
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - all but the first two are keywords with defaults
     config: Path | str | Mapping[str, Any],
     out: Path | str,
     *,
     store: Registry | None = None,
     restart: bool = False,
     plots: bool = True,
+    allow_code: Iterable[str] = (),
+    key_env: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> SweepResult:
     """Measure methods of changing a behaviour at many strengths, and pick one of each within a budget.
@@ -42,14 +44,17 @@ def sweep(
         store: where references are looked up.
         restart: throw away what was measured in `out` before.
         plots: whether plots are drawn.
+        allow_code: modules whose functions the file may call, and folders of lm-eval tasks that it may include.
+        key_env: environment variables that the file may send to its judge, beside those known to be its keys.
         progress: called before each point.
 
     Raises:
-        UsageError: a bad sweep file, bad items, or another sweep's journal in `out`.
+        UsageError: a bad sweep file, one that asks for what is not allowed, bad items, or another sweep's journal in `out`.
         BaseMismatchError: a direction or an adapter that does not fit the base.
         JudgeError: a judge failed; what was answered and scored is kept, and the same call goes on.
         OutputError: `out` cannot be written, or another process works there.
     """
+    from wsmerge.steering.named import Allowed  # noqa: PLC0415 - only this needs it
     from wsmerge.steering.sweep.evaluations import write_evaluations  # noqa: PLC0415 - as below
     from wsmerge.steering.sweep.files import write_results  # noqa: PLC0415 - needs torch
     from wsmerge.steering.sweep.identity import sweep_digest  # noqa: PLC0415 - as above
@@ -63,7 +68,7 @@ def sweep(
         settings, folder = parse_sweep(config), Path()
     else:
         settings, folder = load_sweep(Path(config)), Path(config).parent
-    scorers = load_scorers(settings.measures, folder)
+    scorers = load_scorers(settings.measures, folder, Allowed(frozenset(allow_code), frozenset(key_env)))
     with Lab(settings, folder, store or open_registry()) as lab:
         digests = {name: source.digest for name, source in lab.sources.items()}
         digest = sweep_digest(settings, folder, digests, lab.models)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,13 +32,15 @@ _OF_THE_MACHINE: Final = {"gradient_checkpointing", "checkpoint_every"}
 """Settings that change no result."""
 
 
-def make_pairs(
+def make_pairs(  # noqa: PLR0913 - all but the first two are keywords with defaults
     trait: Path | str,
     out: Path | str,
     *,
     model: Path | str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    allow_code: Iterable[str] = (),
+    key_env: Iterable[str] = (),
     progress: MakingProgress | None = None,
 ) -> MadePairs:
     """Make training pairs from a trait file: the model's own answers under system prompts of both poles.
@@ -52,14 +54,17 @@ def make_pairs(
         model: who is asked, if not whom the file names: a checkpoint folder, or a Hub id.
         device: where the model runs, as torch names it; `auto` is a CUDA device if there is one.
         dtype: what it computes in; `auto` is bfloat16 on a GPU and float32 elsewhere.
+        allow_code: modules whose functions the file may call as a judge.
+        key_env: environment variables that the file may send to its judge, beside those known to be its keys.
         progress: called as answers and scores come.
 
     Raises:
-        UsageError: a bad trait file, no model, or answers of another model in `out`.
+        UsageError: a bad trait file, one that asks for what is not allowed, no model, or answers of another model in `out`.
         JudgeError: the judge failed; answers and scores so far are kept.
         PairsError: no pair is left; the report says why.
         OutputError: `out` cannot be written, or another process works there.
     """
+    from wsmerge.steering.named import Allowed  # noqa: PLC0415 - only this needs it
     from wsmerge.steering.pairs.making import make_pairs as make  # noqa: PLC0415 - needs torch
     from wsmerge.steering.pairs.trait import load_trait  # noqa: PLC0415 - only this needs it
 
@@ -78,8 +83,9 @@ def make_pairs(
         loaded = load_model(folder, dtype=dtype, device=chosen_device(device))
         return Sampler(loaded, load_tokenizer(folder), settings.generation, settings.seed)
 
+    allowed = Allowed(frozenset(allow_code), frozenset(key_env))
     with alone_in(Path(out)):
-        return make(settings, folder, Path(out), sampler, progress=progress)
+        return make(settings, folder, Path(out), sampler, allowed=allowed, progress=progress)
 
 
 def check_pairs(files: Sequence[Path | str]) -> CheckedPairs:

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from wsmerge.registry import Registry
 
 __all__ = [
+    "AllowCode",
     "AllowCrimes",
     "AsJson",
     "BlockSize",
     "IntermediateDir",
+    "KeyEnv",
     "MergekitBugs",
     "MergekitRng",
     "Overwrite",
@@ -106,6 +108,26 @@ TruncateEmbeddings = Annotated[
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", rich_help_panel=_LEAVE, help="Run code that comes with a model.")
+]
+
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code",
+        metavar="MODULE",
+        rich_help_panel=_LEAVE,
+        help="A module whose functions the file may call, or a folder of lm-eval tasks that it includes; may be given again.",
+    ),
+]
+KeyEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key-env",
+        metavar="NAME",
+        rich_help_panel=_LEAVE,
+        help="An environment variable that the file may send to its judge as the key; may be given again. JUDGE_KEY, and "
+        "the usual variable of a known provider for its own address, need none.",
+    ),
 ]
 
 _FORMS = "Other kinds of recipes"

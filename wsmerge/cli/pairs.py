@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from wsmerge.cli.options import AsJson
+from wsmerge.cli.options import AllowCode, AsJson, KeyEnv
 from wsmerge.cli.output import Output
 from wsmerge.errors import EXIT_INTERRUPTED, EXIT_USAGE
 
@@ -41,6 +41,8 @@ def make_command(
     ] = None,
     device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda:0, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    allow_code: AllowCode = None,
+    key_env: KeyEnv = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a model under system prompts of both poles; filter, judge, split and balance its answers.
@@ -61,6 +63,8 @@ def make_command(
                 model=model,
                 device=device,
                 dtype=dtype,
+                allow_code=allow_code or (),
+                key_env=key_env or (),
                 progress=lambda what, done, total: told(done, total, what),
             )
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wsmerge.cli.coefficients import coefficients, number
-from wsmerge.cli.options import AsJson, StorePath, store_at
+from wsmerge.cli.options import AllowCode, AsJson, KeyEnv, StorePath, store_at
 from wsmerge.cli.output import Output
 from wsmerge.errors import UsageError
 
@@ -62,6 +62,8 @@ def sweep_command(
     config: Annotated[Path, typer.Argument(help="A sweep file: model, methods, measures, strengths, budget.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results. Default: beside the file.")] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what was measured there before.")] = False,
+    allow_code: AllowCode = None,
+    key_env: KeyEnv = None,
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -83,6 +85,8 @@ def sweep_command(
         folder,
         store=store_at(store),
         restart=restart,
+        allow_code=allow_code or (),
+        key_env=key_env or (),
         progress=lambda key: output.note(
             f"{key.method}{f', layer {key.layer}' if key.layer is not None else ''}, k = {key.strength:g}, {key.split}"
         ),

@@ -7,11 +7,13 @@ import socket
 import time
 
 import pytest
+from pydantic import ValidationError
 
 from tests.steering.judging.loopback import endpoint, scored
 from wsmerge.errors import JudgeError, UsageError
-from wsmerge.steering.judging.client import make_judge
+from wsmerge.steering.judging.client import check_key, make_judge
 from wsmerge.steering.judging.config import JudgeSettings
+from wsmerge.steering.named import Allowed
 
 HERE = "tests.steering.pairs.judging"
 
@@ -124,16 +126,88 @@ def test_a_reply_that_is_cut_is_asked_for_again():
         assert len(place.asked) == 2
 
 
+ALLOWED = Allowed(code=frozenset({HERE, "no_such_module_here"}))
+
+
 def test_a_function_scores():
-    assert make_judge(JudgeSettings(function=f"{HERE}:by_length"), "b")("q", "abc") == 3
+    assert make_judge(JudgeSettings(function=f"{HERE}:by_length"), "b", ALLOWED)("q", "abc") == 3
 
 
 @pytest.mark.parametrize("name", [f"{HERE}:nowhere", "no_such_module_here:x", f"{HERE}:NUMBER"])
 def test_functions_that_are_not_there(name):
     with pytest.raises(UsageError, match=r"cannot be loaded|is no function"):
-        make_judge(JudgeSettings(function=name), "b")
+        make_judge(JudgeSettings(function=name), "b", ALLOWED)
 
 
-def test_a_key_that_is_not_set():
-    with pytest.raises(UsageError, match="NO_SUCH_KEY is not set"):
-        make_judge(config("http://127.0.0.1:1", key_env="NO_SUCH_KEY"), "b")
+@pytest.mark.parametrize("name", ["shutil:rmtree", f"{HERE}.more:by_length", "tests:x"])
+def test_functions_of_a_module_that_is_not_allowed_are_not_even_imported(name, monkeypatch):
+    monkeypatch.setattr("importlib.import_module", lambda _: pytest.fail("imported"))
+    with pytest.raises(UsageError, match="not allowed") as caught:
+        make_judge(JudgeSettings(function=name), "b", ALLOWED)
+    assert f"--allow-code {name.partition(':')[0]}" in str(caught.value.hint)
+
+
+def test_a_key_that_is_not_set(monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with pytest.raises(UsageError, match="JUDGE_KEY is not set"):
+        make_judge(config("http://127.0.0.1:1", key_env="JUDGE_KEY"), "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "keys"),
+    [
+        ("JUDGE_KEY", "https://judges.example/v1", ()),
+        ("WSMERGE_JUDGE_KEY", "http://localhost:8000", ()),
+        ("JUDGE_KEY", "http://[::1]:8000/v1", ()),
+        ("OPENAI_API_KEY", "https://api.openai.com/v1", ()),
+        ("HF_TOKEN", "https://router.huggingface.co/v1", ()),
+        ("MINE", "https://judges.example/v1", ("MINE",)),
+        ("OPENAI_API_KEY", "http://127.0.0.2:8000/v1", ("OPENAI_API_KEY",)),
+    ],
+)
+def test_keys_that_a_file_may_send(name, url, keys):
+    check_key(config(url, key_env=name), Allowed(keys=frozenset(keys)))
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "keys"),
+    [
+        ("HOME", "https://judges.example/v1", ()),
+        ("AWS_SECRET_ACCESS_KEY", "http://127.0.0.1:8000", ()),
+        ("HF_TOKEN", "http://127.0.0.1:8000", ()),
+        ("OPENAI_API_KEY", "https://judges.example/v1", ()),
+        ("OPENAI_API_KEY", "https://api.openai.com.judges.example/v1", ()),
+        ("OPENAI_API_KEY", "http://api.openai.com/v1", ()),
+        ("JUDGE_KEY", "http://judges.example/v1", ("JUDGE_KEY",)),
+        ("JUDGE_KEY", "http://127.0.0.1.judges.example/v1", ("JUDGE_KEY",)),
+        ("MINE", "https://judges.example/v1", ("OTHER",)),
+    ],
+)
+def test_keys_that_a_file_may_not_send(name, url, keys):
+    with pytest.raises(UsageError, match=r"not allowed|plain http"):
+        check_key(config(url, key_env=name), Allowed(keys=frozenset(keys)))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.openai.com@judges.example/v1",
+        "https://judges.example#@api.openai.com/v1",
+        "https://judges.example\\@api.openai.com/v1",
+        "https://judges.example?api.openai.com/v1",
+        "https:///v1",
+    ],
+)
+def test_addresses_whose_host_is_a_matter_of_opinion(url):
+    with pytest.raises(ValidationError, match="base_url"):
+        config(url, key_env="OPENAI_API_KEY")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_key_goes_where_it_is_allowed_and_through_no_proxy(monkeypatch, allowed):
+    monkeypatch.setenv("MINE", "secret")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with endpoint(lambda _, __: (200, scored("1"))) as place:
+        judge = make_judge(config(place.url, key_env="MINE"), "b", Allowed(keys=frozenset({"MINE"} if allowed else ())))
+        judge("q", "a")
+    assert [headers.get("Authorization") for headers in place.headers] == ["Bearer secret" if allowed else None]

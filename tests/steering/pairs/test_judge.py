@@ -10,6 +10,7 @@ from tests.steering.judging.loopback import endpoint, scored
 from tests.steering.pairs.made import sample
 from wsmerge.errors import JudgeError
 from wsmerge.steering.judging.client import make_judge
+from wsmerge.steering.named import Allowed
 from wsmerge.steering.pairs.journal import Journal
 from wsmerge.steering.pairs.judge import judge_all
 from wsmerge.steering.pairs.trait import JudgeConfig
@@ -73,7 +74,7 @@ def test_a_function_that_fails_loses_no_score(tmp_path, name, told):
     with Journal(tmp_path / "verdicts.jsonl", "d") as journal:
         journal.add([{"key": SAMPLES[0].asked.key, "score": 1.0}])
     with pytest.raises(JudgeError, match=told) as caught:
-        run(make_judge(JudgeConfig(function=f"{HERE}:{name}"), "b"), tmp_path)
+        run(make_judge(JudgeConfig(function=f"{HERE}:{name}"), "b", Allowed(code=frozenset({HERE}))), tmp_path)
     assert str(caught.value.where).split(", ")[0] == f"{HERE}:{name}"
     assert str(caught.value.where).split(", ")[1] in {one.asked.key for one in SAMPLES[1:]}
     assert "1 of 6 scores" in str(caught.value.hint)

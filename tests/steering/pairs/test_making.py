@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -30,6 +31,9 @@ def die(what, done, total):
 
 wsmerge.make_pairs(sys.argv[1], sys.argv[2], model=sys.argv[3], progress=die)
 """
+
+
+JUDGES = "tests.steering.pairs.judging"
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +116,30 @@ def test_a_judge_that_fails_loses_no_sample(base, tmp_path, monkeypatch):
 
 
 def test_another_filter_samples_and_judges_nothing_anew(base, tmp_path):
-    judge = {"function": "tests.steering.pairs.judging:by_length", "plus_least": 0, "minus_most": 100}
-    wsmerge.make_pairs(write(tmp_path, judge=judge), tmp_path / "out", model=base)
+    judge = {"function": f"{JUDGES}:by_length", "plus_least": 0, "minus_most": 100}
+    make = functools.partial(wsmerge.make_pairs, out=tmp_path / "out", model=base, allow_code=[JUDGES])
+    make(write(tmp_path, judge=judge))
     calls: list[str] = []
     filters = {**TRAIT["filters"], "min_words": 2}
-    made = wsmerge.make_pairs(
-        write(tmp_path, judge=judge, filters=filters), tmp_path / "out", model=base, progress=told(calls)
-    )
+    made = make(write(tmp_path, judge=judge, filters=filters), progress=told(calls))
     assert not calls
     assert made.report["poles"]["plus"]["dropped"]["length"] > 0
     again = {**judge, "plus_least": 5}
-    wsmerge.make_pairs(write(tmp_path, judge=again), tmp_path / "out", model=base, progress=told(calls))
+    make(write(tmp_path, judge=again), progress=told(calls))
     assert not calls
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [{"function": f"{JUDGES}:by_length"}, {"base_url": "http://127.0.0.1:1/v1", "model": "j", "key_env": "HF_TOKEN"}],
+)
+def test_what_a_file_asks_for_and_the_user_did_not_allow_stops_it_before_anything_is_sampled(
+    base, tmp_path, monkeypatch, judge
+):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    with pytest.raises(UsageError, match="not allowed"):
+        wsmerge.make_pairs(write(tmp_path, judge=judge), tmp_path / "out", model=base)
+    assert not (tmp_path / "out/samples.jsonl").exists()
 
 
 def test_nothing_left_tells_why(base, tmp_path):

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from wsmerge.errors import JudgeError, NonFiniteError, PairsError, UsageError
+from wsmerge.steering.named import Allowed
 from wsmerge.steering.sweep.answers import repeated_share, score_answers
 from wsmerge.steering.sweep.items import Prompt, load_passages, load_prompts, load_splits, spread
 from wsmerge.steering.sweep.measuring import Passages, Score
@@ -13,6 +14,7 @@ ITEMS = [
     Prompt(id="1", prompt="Capital of France?", answers=("Paris",)),
     Prompt(id="2", prompt="Two?", answers=("2", "two")),
 ]
+ALLOWED = Allowed(code=frozenset({"tests.steering.sweep.judging", "no_such_module_here"}))
 ANSWERS = ["It is PARIS.", "Three."]
 
 
@@ -27,7 +29,7 @@ ANSWERS = ["It is PARIS.", "Three."]
     ],
 )
 def test_rules_functions_and_judges(score, expected):
-    assert score_answers(score, ITEMS, ANSWERS) == expected
+    assert score_answers(score, ITEMS, ANSWERS, allowed=ALLOWED) == expected
 
 
 def test_fluent_answers_say_something_and_do_not_repeat_themselves():
@@ -49,6 +51,7 @@ def test_repetition_is_counted_in_word_triples():
         ("tests.steering.sweep.judging:nowhere", UsageError, "cannot be loaded"),
         ("no_such_module_here:function", UsageError, "cannot be loaded"),
         ("tests.steering.sweep.judging:NUMBER", UsageError, "is no function"),
+        ("shutil:rmtree", UsageError, "not allowed"),
         ("tests.steering.sweep.judging:words", UsageError, "not a number"),
         ("tests.steering.sweep.judging:nothing", NonFiniteError, "nan"),
         ("tests.steering.sweep.judging:broken", JudgeError, r"broken, item 1: failed: KeyError"),
@@ -56,12 +59,12 @@ def test_repetition_is_counted_in_word_triples():
 )
 def test_functions_that_will_not_do(name, error, told):
     with pytest.raises(error, match=told):
-        score_answers(Score(function=name), ITEMS, ANSWERS)
+        score_answers(Score(function=name), ITEMS, ANSWERS, allowed=ALLOWED)
 
 
 def test_a_judge_that_leaves_answers_out():
     with pytest.raises(UsageError, match="1 scores for 2 answers"):
-        score_answers(Score(judge="tests.steering.sweep.judging:lazy"), ITEMS, ANSWERS)
+        score_answers(Score(judge="tests.steering.sweep.judging:lazy"), ITEMS, ANSWERS, allowed=ALLOWED)
 
 
 def test_items_without_answers_to_look_for():

@@ -69,7 +69,7 @@ def sweep(lab: Path, out: Path, judge: Any, **options: Any) -> SweepResult:
     }
     path = lab / f"{out.name}.yaml"
     path.write_text(json.dumps(fields))
-    return sweeping.sweep(path, out, plots=False, **options)
+    return sweeping.sweep(path, out, plots=False, allow_code=[HERE, "no_such_module_here"], **options)
 
 
 def judge_at(place: Endpoint, **changed: Any) -> dict[str, Any]:
@@ -273,11 +273,18 @@ def test_what_is_not_there_is_told_before_anything_is_generated(lab, tmp_path, f
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with endpoint(well) as place:
         with pytest.raises(UsageError) as caught:
-            sweep(lab, tmp_path, judge_at(place, key_env="NO_SUCH_KEY"))
+            sweep(lab, tmp_path, judge_at(place, key_env="NO_SUCH_KEY"), key_env=["NO_SUCH_KEY"])
         assert "measures.agrees: NO_SUCH_KEY is not set" in caught.value.details[0]
+        with pytest.raises(UsageError) as caught:
+            sweep(lab, tmp_path, judge_at(place, key_env="NO_SUCH_KEY"))
+        assert "--key-env NO_SUCH_KEY" in caught.value.details[0]
         assert not place.asked
     for judge in (f"{HERE}:nowhere", {"function": "no_such_module_here:x"}):
         with pytest.raises(UsageError) as caught:
             sweep(lab, tmp_path, judge)
         assert "cannot be loaded" in caught.value.details[0]
+    for judge in ("shutil:rmtree", {"function": "shutil:rmtree"}):
+        with pytest.raises(UsageError) as caught:
+            sweep(lab, tmp_path, judge)
+        assert "--allow-code shutil" in caught.value.details[0]
     assert not forwards

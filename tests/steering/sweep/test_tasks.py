@@ -11,8 +11,10 @@ import yaml
 from tests.steering.tiny import tiny_model, tiny_tokenizer
 from wsmerge.errors import MissingDependencyError, UsageError
 from wsmerge.steering.baselines import Subject
+from wsmerge.steering.named import Allowed
 from wsmerge.steering.sweep.items import Split
-from wsmerge.steering.sweep.measuring import Task
+from wsmerge.steering.sweep.measures import load_scorers
+from wsmerge.steering.sweep.measuring import Measure, Task
 from wsmerge.steering.sweep.tasks import TaskScorer
 
 installed = importlib.util.find_spec("lm_eval") is not None
@@ -87,3 +89,11 @@ def test_without_the_package_the_extra_is_named(tmp_path):
     scorer = TaskScorer("capability", Task(name="hellaswag"), tmp_path)
     with pytest.raises(MissingDependencyError, match=r"wsmerge\[eval\]"):
         scorer.score(Subject(tiny_model(), tiny_tokenizer()), "test", 4)
+
+
+def test_a_folder_of_tasks_may_hold_code_and_has_to_be_allowed(tmp_path):
+    measures = {"even": Measure(role="capability", task=Task(name="tiny_even", include="tasks"))}
+    with pytest.raises(UsageError) as caught:
+        load_scorers(measures, tmp_path)
+    assert "--allow-code tasks" in caught.value.details[0]
+    assert set(load_scorers(measures, tmp_path, Allowed(code=frozenset({"tasks"})))) == {"even"}

@@ -17,18 +17,36 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 from wsmerge.errors import JudgeError, UsageError
 from wsmerge.steering.judging.config import JudgeSettings
-from wsmerge.steering.named import function_named
+from wsmerge.steering.named import NOTHING, Allowed, function_named
 
-__all__ = ["Judge", "make_judge", "naming"]
+__all__ = ["KEY_HOSTS", "Judge", "check_key", "make_judge", "naming"]
 
 Judge: TypeAlias = Callable[[str, str], float | None]
 """From question and answer to a score, or to None where the reply has none."""
+
+KEY_HOSTS: Final[Mapping[str, str | None]] = {
+    "JUDGE_KEY": None,
+    "WSMERGE_JUDGE_KEY": None,
+    "ANTHROPIC_API_KEY": "api.anthropic.com",
+    "DEEPSEEK_API_KEY": "api.deepseek.com",
+    "GEMINI_API_KEY": "generativelanguage.googleapis.com",
+    "GROQ_API_KEY": "api.groq.com",
+    "HF_TOKEN": "router.huggingface.co",
+    "MISTRAL_API_KEY": "api.mistral.ai",
+    "OPENAI_API_KEY": "api.openai.com",
+    "OPENROUTER_API_KEY": "openrouter.ai",
+    "TOGETHER_API_KEY": "api.together.xyz",
+    "XAI_API_KEY": "api.x.ai",
+}
+"""Variables that a file may name without `--key-env`, and the one host that each key is for; None for any judge."""
 
 _PASSING: Final = frozenset({408, 409, 429, *range(500, 600)})
 _FIRST_WAIT_S: Final = 0.5
@@ -40,20 +58,59 @@ _OF_HUNDRED: Final = re.compile(r"(?:/|\bout of|\bof)\s*100\b")
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?")
 
 
-def make_judge(config: JudgeSettings, behaviour: str) -> Judge:
-    """Make the judge that `config` describes.
+def make_judge(config: JudgeSettings, behaviour: str, allowed: Allowed = NOTHING) -> Judge:
+    """Make the judge that `config` describes; a key that `check_key` refuses is not sent.
 
     Raises:
-        UsageError: no such function, or the variable with the key is not set.
+        UsageError: no such function or none that is allowed, or the variable with the key is not set.
     """
     if config.function is not None:
-        return _calling(config.function)
-    key = os.environ.get(config.key_env, "").strip() if config.key_env else ""
-    if config.key_env and not key:
-        raise UsageError(
-            f"{config.key_env} is not set, which the judge's key is in", hint=f"export {config.key_env}=..."
-        )
+        return _calling(config.function, allowed)
+    key = ""
+    if config.key_env is not None and _key_refusal(config, allowed) is None:
+        key = os.environ.get(config.key_env, "").strip()
+        if not key:
+            raise UsageError(
+                f"{config.key_env} is not set, which the judge's key is in", hint=f"export {config.key_env}=..."
+            )
     return _Endpoint(config, behaviour, key)
+
+
+def check_key(config: JudgeSettings, allowed: Allowed = NOTHING) -> None:
+    """Refuse a key that the address of the file may not have.
+
+    Raises:
+        UsageError: a variable that is for another host or for no judge and was not allowed; or plain http to another
+            machine, whatever is allowed.
+    """
+    refusal = _key_refusal(config, allowed)
+    if refusal is not None:
+        raise refusal
+
+
+def _key_refusal(config: JudgeSettings, allowed: Allowed) -> UsageError | None:
+    if config.key_env is None:
+        return None
+    name, url = config.key_env, urlsplit(config.base_url or "")
+    host = url.hostname or ""
+    if url.scheme != "https" and not _is_loopback(host):
+        return UsageError(
+            f"the key in {name} is not sent over plain http to {host}", where="key_env", hint="give an https address"
+        )
+    if name in allowed.keys or (name in KEY_HOSTS and KEY_HOSTS[name] in (None, host)):
+        return None
+    return UsageError(
+        f"the file asks to send the variable {name} to {host}, which is not allowed",
+        where="key_env",
+        hint=f"if it is that judge's key, allow it with --key-env {name}",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class _Endpoint:
@@ -64,8 +121,9 @@ class _Endpoint:
         self._behaviour = behaviour
         self._url = f"{(config.base_url or '').rstrip('/')}/chat/completions"
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        # A redirect would take the key to another host.
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        # A redirect would take the key to another host, and so would a proxy on the way to this very machine.
+        here = _is_loopback(urlsplit(self._url).hostname or "")
+        self._opener = urllib.request.build_opener(_NoRedirects, *([urllib.request.ProxyHandler({})] if here else []))
 
     def __call__(self, question: str, answer: str) -> float | None:
         values = {"behaviour": self._behaviour, "question": question, "answer": answer}
@@ -142,8 +200,8 @@ def naming(where: str, hint: str | None = None) -> Iterator[None]:
         raise JudgeError(f"failed: {type(error).__name__}: {error}", where=where, hint=hint) from error
 
 
-def _calling(name: str) -> Judge:
-    function = function_named(name)
+def _calling(name: str, allowed: Allowed) -> Judge:
+    function = function_named(name, allowed)
 
     def judge(question: str, answer: str) -> float | None:
         with naming(name):

@@ -32,6 +32,8 @@ JUDGE_PROMPT: Final = (
 FREE_OF_SCORES: Final = frozenset({"key_env", "timeout", "retries", "workers"})
 """Settings that change no score, so that scores are kept when one of them is changed."""
 
+# Host, port and path alone: what stands before an @ or after a \\ is read as the host by some and not by others.
+_ADDRESS: Final = r"^https?://[^\s/?#@\\]+(/[^\s?#@\\]*)?$"
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
@@ -39,10 +41,10 @@ class JudgeSettings(BaseModel):
     """Who tells how far an answer shows the behaviour, from 0 to 100: an endpoint, or a function.
 
     Attributes:
-        function: `module:function`, called with question and answer.
+        function: `module:function`, called with question and answer; the user has to allow its module.
         base_url: of an endpoint that speaks OpenAI's chat completions: `http://localhost:8000/v1`.
         model: the judge's name there.
-        key_env: the environment variable that has its key.
+        key_env: the environment variable that has its key: one of `client.KEY_HOSTS`, or one that the user allows.
         prompt: what it is asked; `{behaviour}`, `{question}` and `{answer}` are filled in.
         timeout: seconds until a request is given up.
         retries: how often a failed request is made again, after longer and longer waits.
@@ -52,7 +54,7 @@ class JudgeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
-    base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    base_url: Annotated[str, Field(pattern=_ADDRESS)] | None = None
     model: _Text | None = None
     key_env: _Text | None = None
     prompt: _Text = JUDGE_PROMPT

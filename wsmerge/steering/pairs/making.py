@@ -22,8 +22,9 @@ from wsmerge.core.digest import canonical_json, sha256_hex
 from wsmerge.core.files import replace_synced
 from wsmerge.engine.locate import hub_snapshot, path_label
 from wsmerge.errors import OutputError, PairsError
-from wsmerge.steering.judging.client import make_judge
+from wsmerge.steering.judging.client import check_key, make_judge
 from wsmerge.steering.judging.config import FREE_OF_SCORES
+from wsmerge.steering.named import NOTHING, Allowed
 from wsmerge.steering.pairs.balance import SPLITS, pair_up, split_questions
 from wsmerge.steering.pairs.files import Pair, pair_lines
 from wsmerge.steering.pairs.filters import drop_reason
@@ -77,6 +78,7 @@ def make_pairs(
     out: Path,
     sampler: Callable[[], Sampler],
     *,
+    allowed: Allowed = NOTHING,
     progress: MakingProgress | None = None,
 ) -> MadePairs:
     """Sample, filter, judge, split and balance; go on with what is in `out` of an earlier run.
@@ -86,15 +88,20 @@ def make_pairs(
         model: the checkpoint folder of the model that is asked.
         out: folder for the journals and the results; made if missing.
         sampler: loads the model; not called where every sample is there.
+        allowed: what the judge of the file may use.
         progress: called as samples and scores come.
 
     Raises:
-        UsageError: `out` has samples of another model or of other settings; the judge cannot be made.
+        UsageError: `out` has samples of another model or of other settings; the judge cannot be made, or asks for what
+            is not allowed.
         JudgeError: the judge failed; samples and scores so far are kept.
         PairsError: no pair is left; the report says why.
         OutputError: `out` cannot be written.
     """
-    judge = make_judge(trait.judge, trait.behaviour) if trait.judge else None  # before the hours that samples may take
+    judge = None
+    if trait.judge:  # before the hours that samples may take
+        check_key(trait.judge, allowed)
+        judge = make_judge(trait.judge, trait.behaviour, allowed)
     digest = _samples_digest(trait, model)
     with Journal(out / "samples.jsonl", digest) as journal:
         told = _telling("sampling", progress)

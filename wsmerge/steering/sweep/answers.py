@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,8 +22,8 @@ from wsmerge.steering.baselines.method import Subject
 from wsmerge.steering.bootstrap import clusters_of
 from wsmerge.steering.evaluation import generate
 from wsmerge.steering.judging.asking import Exchange, ask_all
-from wsmerge.steering.judging.client import make_judge, naming
-from wsmerge.steering.named import function_named
+from wsmerge.steering.judging.client import check_key, make_judge, naming
+from wsmerge.steering.named import NOTHING, Allowed, function_named
 from wsmerge.steering.sweep.items import Prompt, Split, Splits
 from wsmerge.steering.sweep.journal import Notes
 from wsmerge.steering.sweep.measuring import Answers, AnswersJudge, Role, Score
@@ -46,12 +46,14 @@ class AnswerScorer:
         role: what the score means to the pick.
         items: the prompts.
         settings: how they are answered and scored.
+        allowed: what the score may use.
         notes: of the point that is measured; what it has is not made again.
     """
 
     role: Role
     items: Splits[Prompt]
     settings: Answers
+    allowed: Allowed = NOTHING
     notes: Notes = field(default_factory=Notes)
 
     def score(self, subject: Subject, split: Split, batch_size: int) -> Mapping[str, Samples]:
@@ -64,7 +66,7 @@ class AnswerScorer:
         """
         items = self.items[split]
         answers = self._answers(subject, items, batch_size)
-        scores = score_answers(self.settings.score, items, answers, self.notes)
+        scores = score_answers(self.settings.score, items, answers, self.notes, self.allowed)
         clusters = clusters_of([item.cluster for item in items])
         figures: dict[str, Samples] = {}
         if self.settings.valid is not None:
@@ -93,21 +95,27 @@ class AnswerScorer:
         return answers
 
 
-def check_score(score: Score) -> None:
-    """Refuse a score that names what is not there, before anything is generated.
+def check_score(score: Score, allowed: Allowed) -> None:
+    """Refuse a score that names what is not there or not allowed, before anything is generated.
 
     Raises:
-        UsageError: no such function, or the variable with a judge's key is not set.
+        UsageError: no such function or none that is allowed, or the variable with a judge's key is not set or not
+            allowed.
     """
     if isinstance(score.judge, AnswersJudge):
-        make_judge(score.judge, score.judge.behaviour or "")
+        check_key(score.judge, allowed)
+        make_judge(score.judge, score.judge.behaviour or "", allowed)
     for name in (score.function, score.judge):
         if isinstance(name, str):
-            function_named(name)
+            function_named(name, allowed)
 
 
 def score_answers(
-    score: Score, items: Sequence[Prompt], answers: Sequence[str], notes: Notes | None = None
+    score: Score,
+    items: Sequence[Prompt],
+    answers: Sequence[str],
+    notes: Notes | None = None,
+    allowed: Allowed = NOTHING,
 ) -> list[float]:
     """What each answer is worth; NaN where an endpoint's reply has no score that can be read.
 
@@ -116,23 +124,25 @@ def score_answers(
         items: the prompts.
         answers: one to each.
         notes: have the scores that a judge gave before, and get those that it gives.
+        allowed: what the score may use.
 
     Raises:
         JudgeError: the function or the judge failed; it is named, and where it was asked about one answer the item too.
-        UsageError: a function that is not there, or gives not one number an answer; items without `answers`.
+        UsageError: a function that is not there or not allowed, or gives not one number an answer; items without `answers`.
         NonFiniteError: a function's score that is NaN or infinite.
     """
     if isinstance(score.judge, AnswersJudge):
-        return _judged(score.judge, items, answers, notes or Notes())
+        return _judged(score.judge, items, answers, notes or Notes(), allowed)
     if score.judge is not None:
-        judge = function_named(score.judge)
+        judge = function_named(score.judge, allowed)
         with naming(score.judge, _KEPT):
             given = list(judge([item.prompt for item in items], answers))
         if len(given) != len(answers):
             raise UsageError(f"gave {len(given)} scores for {len(answers)} answers", where=score.judge)
         return [_number(value, score.judge) for value in given]
     if score.function is not None:
-        return [_scored(score.function, item, answer) for item, answer in zip(items, answers, strict=True)]
+        function = function_named(score.function, allowed)
+        return [_scored(score.function, function, item, answer) for item, answer in zip(items, answers, strict=True)]
     return [float(_rule(score, item, answer)) for item, answer in zip(items, answers, strict=True)]
 
 
@@ -143,14 +153,15 @@ def repeated_share(text: str) -> float:
     return 1 - len(set(triples)) / len(triples) if triples else 0.0
 
 
-def _scored(name: str, item: Prompt, answer: str) -> float:
-    function = function_named(name)
+def _scored(name: str, function: Callable[..., object], item: Prompt, answer: str) -> float:
     with naming(f"{name}, item {item.id}", _KEPT):
         value = function(item.prompt, answer)
     return _number(value, name)
 
 
-def _judged(judge: AnswersJudge, items: Sequence[Prompt], answers: Sequence[str], notes: Notes) -> list[float]:
+def _judged(
+    judge: AnswersJudge, items: Sequence[Prompt], answers: Sequence[str], notes: Notes, allowed: Allowed
+) -> list[float]:
     """A score from 0 to 1 for each answer, NaN where the judge gave none."""
     left = [place for place in range(len(items)) if place not in notes.scores]
 
@@ -166,7 +177,7 @@ def _judged(judge: AnswersJudge, items: Sequence[Prompt], answers: Sequence[str]
         )
 
     exchanges = [Exchange(f"item {items[place].id}", items[place].prompt, answers[place]) for place in left]
-    ask_all(exchanges, make_judge(judge, judge.behaviour or ""), judge.workers, keep, hint)
+    ask_all(exchanges, make_judge(judge, judge.behaviour or "", allowed), judge.workers, keep, hint)
     return [notes.scores.get(place, math.nan) / 100 for place in range(len(items))]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from wsmerge.errors import Problems, UsageError, WsmergeError
 from wsmerge.steering.baselines.method import Subject
 from wsmerge.steering.evaluation import score_choices, text_losses
+from wsmerge.steering.named import NOTHING, Allowed
 from wsmerge.steering.pairs import Pair, load_pairs
 from wsmerge.steering.sweep.answers import AnswerScorer, check_score
 from wsmerge.steering.sweep.items import Split, Splits, load_passages, load_prompts, load_splits
@@ -61,18 +62,18 @@ class PassageScorer:
         return {"": Samples("perplexity", "perplexity", losses.nats, losses.tokens.astype(np.float64))}
 
 
-def load_scorers(measures: Mapping[str, Measure], folder: Path) -> dict[str, Scorer]:
+def load_scorers(measures: Mapping[str, Measure], folder: Path, allowed: Allowed = NOTHING) -> dict[str, Scorer]:
     """Scorers for `measures`, by name; files are relative to `folder`.
 
     Raises:
-        UsageError: files that cannot be read, or have bad rows; functions that are not there; a judge's key that is not
-            set; those of all measures at once.
+        UsageError: files that cannot be read, or have bad rows; functions that are not there or not allowed; a judge's
+            key that is not set or not allowed; those of all measures at once.
     """
     problems = Problems()
     found: dict[str, Scorer] = {}
     for name, settings in measures.items():
         try:
-            found[name] = _scorer(settings, folder)
+            found[name] = _scorer(settings, folder, allowed)
         except WsmergeError as error:
             problems.add(f"measures.{name}: {error}")
     problems.raise_if_any(UsageError, "measures that cannot be taken")
@@ -108,7 +109,7 @@ def measure(
     return figures
 
 
-def _scorer(settings: Measure, folder: Path) -> Scorer:
+def _scorer(settings: Measure, folder: Path, allowed: Allowed) -> Scorer:
     if settings.choice is not None:
         claim = settings.choice.claim
 
@@ -119,7 +120,9 @@ def _scorer(settings: Measure, folder: Path) -> Scorer:
     if settings.perplexity is not None:
         return PassageScorer(load_splits(settings.perplexity, lambda file: load_passages(folder / file)))
     if settings.task is not None:
+        if settings.task.include is not None:  # a task's YAML may call functions of the files beside it
+            allowed.check_code(settings.task.include, "task.include")
         return TaskScorer(settings.role, settings.task, folder)
     answers = cast("Answers", settings.answers)  # the schema gives exactly one of the four
-    check_score(answers.score)
-    return AnswerScorer(settings.role, load_splits(answers, lambda file: load_prompts(folder / file)), answers)
+    check_score(answers.score, allowed)
+    return AnswerScorer(settings.role, load_splits(answers, lambda file: load_prompts(folder / file)), answers, allowed)

@@ -9,7 +9,8 @@ The `score` of an `answers` measure is one of these:
     {judge: {base_url: "http://localhost:8000/v1", model: some-judge, key_env: JUDGE_KEY, behaviour: Is polite.}}
 
 The last is any endpoint that speaks OpenAI's chat completions; it tells from 0 to 100 too. `prompt`, `timeout`, `retries` and
-`workers` may stand beside (`wsmerge/steering/judging/config.py`).
+`workers` may stand beside (`wsmerge/steering/judging/config.py`). Functions run, and keys are sent, only where the user
+allows it (`wsmerge/steering/named.py`).
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ class Task(_Part):
         name: the task.
         metric: which of its metrics, for example `acc_norm`.
         items: documents of each split at most.
-        include: a folder of tasks of one's own.
+        include: a folder of tasks of one's own, which may run code: the user has to allow it.
     """
 
     name: str
