@@ -1,6 +1,7 @@
 """Adapters read without PEFT, judged by PEFT: each scaling, each layout, each thing that is no plain LoRA."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests import peft_adapters
 from tests.builders import llama_config, llama_shapes, make_adapter, make_checkpoint, random_tensors, write_tensor_file
@@ -284,3 +285,42 @@ def test_the_helper_and_the_oracle_agree_with_each_other(llama, tmp_path):
         read = [tensor_values(file, name, 0, spec.numel).reshape(spec.shape) for name, spec in file.specs.items()]
     delta = peft_adapters.merged_deltas(llama, folder)["model.layers.0.self_attn.k_proj.weight"]
     assert np.abs(delta - oracle.lora_delta(read[0], read[1], alpha=5, rank=3, rslora=True)).max() < 1e-15
+
+
+WRAPPINGS = {
+    "compiled outside": lambda key: f"_orig_mod.{key}",
+    "compiled inside": lambda key: key.replace("base_model.model.", "base_model.model._orig_mod."),
+    "compiled layers": lambda key: key.replace(".mlp.", ".mlp._orig_mod."),
+    "checkpointed": lambda key: key.replace(".self_attn.", "._checkpoint_wrapped_module.self_attn."),
+    "FSDP": lambda key: key.replace(".mlp.", "._fsdp_wrapped_module.mlp."),
+    "DistributedDataParallel": lambda key: f"module.{key}",
+    "PEFT twice": lambda key: f"base_model.model.{key}",
+    "no PEFT": lambda key: key.removeprefix("base_model.model."),
+    "without the head": lambda key: key.replace("base_model.model.model.", "base_model.model."),
+    "the adapter's name": lambda key: re.sub(r"(lora_[AB])\.", r"\1.default.", key),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_what_programs_put_around_names_is_no_part_of_them(llama, tmp_path, wrapping):
+    config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], alpha_pattern={"model.layers.1.mlp.up_proj": 5})
+    adapter = save_adapter(llama, tmp_path / "adapter", config)
+    expected, _, _ = read_deltas(llama, adapter)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    wrapped = {WRAPPINGS[wrapping](key): value for key, value in tensors.items()}
+    assert wrapped.keys() != tensors.keys()
+    save_file(wrapped, adapter / "adapter_model.safetensors")
+    found, _, _ = read_deltas(llama, adapter)
+    assert {name: delta.tolist() for name, delta in found.items()} == {
+        name: delta.tolist() for name, delta in expected.items()
+    }
+
+
+def test_two_adapters_in_one_file_are_refused(llama, tmp_path):
+    adapter = save_adapter(llama, tmp_path / "adapter", LoraConfig(r=2, target_modules=["q_proj"]))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    both = {key.replace("lora_A.", f"lora_A.{name}."): value.clone() for key, value in tensors.items() for name in "ab"}
+    save_file(both, adapter / "adapter_model.safetensors")
+    with Checkpoint(llama) as base, pytest.raises(AdapterError) as caught:
+        Adapter(adapter, base)
+    assert any("is the same factor" in line for line in caught.value.details)

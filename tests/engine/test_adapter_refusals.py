@@ -84,7 +84,7 @@ def test_every_setting_of_the_installed_peft_is_known():
         ("model.embed_tokens.token_adapter.trainable_tokens_delta", (2, 16), "trainable tokens"),
         ("model.layers.1.mlp.up_proj.lora_diag", (2,), "has no model.layers.1.mlp.up_proj.lora_diag"),
         ("model.layers.1.mlp.gate_proj.lora_A.weight", (2, 16), "not one pair of factors"),
-        ("model.layers.1.self_attn.q_proj.lora_A.default.weight", (2, 16), "has no"),
+        ("model.layers.1.self_attn.q_proj.lora_A.default.weight", (2, 16), "not one pair of factors"),
         ("model.norm.weight", (17,), "[17], and model.norm.weight of the base is [16]"),
         ("score.weight", (2, 16), "has no score.weight"),
     ],

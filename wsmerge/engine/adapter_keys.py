@@ -19,8 +19,16 @@ __all__ = ["AdapterContents", "Factors", "Layout", "read_contents"]
 
 Layout = Literal["linear", "transposed", "embedding"]
 
-_PREFIXES: Final = ("base_model.model.", "_orig_mod.")
-_FACTOR: Final = re.compile(r"^(?P<module>.+)\.lora_((?P<linear>[AB])\.weight|embedding_(?P<embedding>[AB]))$")
+# What programs put around names: PEFT, once or twice, torch.compile, FSDP, activation checkpointing.
+_WRAPPERS: Final = re.compile(
+    r"^(?:base_model\.model\.|_orig_mod\.|module\.(?=base_model\.))+"
+    r"|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+# Some programs leave the adapter's name in: `lora_A.default.weight`.
+_FACTOR: Final = re.compile(
+    r"^(?P<module>.+)\.lora_(?:(?P<linear>[AB])(?:\.(?P<named>[^.]+))?\.weight|embedding_(?P<embedding>[AB])(?:\.(?P<name>[^.]+))?)$"
+)
+_WHOLE: Final = re.compile(r"\.(?:modules_to_save\.[^.]+|base_layer|original_module)(?=\.)")
 _REFUSED_PARTS: Final = {
     "lora_magnitude_vector": "DoRA's magnitude, so the change is not linear in the factors",
     "lora_B.bias": "a bias of the factors (lora_bias), which is no part of B @ A",
@@ -63,15 +71,17 @@ def read_contents(file: AnyTensorFile, settings: LoraSettings, base: Checkpoint,
     modules: defaultdict[str, dict[str, str]] = defaultdict(dict)
     refused: defaultdict[str, list[str]] = defaultdict(list)
     for key in file.specs:
-        name = _without_prefixes(key)
+        name = _WRAPPERS.sub("", key)
         part = next((part for part in _REFUSED_PARTS if part in name), None)
         match = _FACTOR.match(name)
         if part:
             refused[part].append(key)
         elif match:
-            modules[match["module"]][match["linear"] or f"embedding_{match['embedding']}"] = key
+            kind = match["linear"] or f"embedding_{match['embedding']}"
+            if modules[match["module"]].setdefault(kind, key) != key:
+                problems.add(f"{key}: {modules[match['module']][kind]} is the same factor", MEND_SETTINGS)
         else:
-            reading.add_whole(key, name.replace(".base_layer.", "."))
+            reading.add_whole(key, _WHOLE.sub("", name))
     for part, keys in refused.items():
         problems.add(f"{part} in {len(keys)} keys ({keys[0]}): {_REFUSED_PARTS[part]}", MERGE_FIRST)
     for module, keys_by_part in modules.items():
@@ -93,7 +103,7 @@ class _Reading:
         self._settings = settings
         self._base = base
         self._problems = problems
-        self._names = CheckpointNames([*base.specs, *base.tied])
+        self._names = CheckpointNames([*base.specs, *base.tied], base.config)
         self._conv1d = base.config.get("model_type") in _CONV1D_MODELS
 
     def add_whole(self, key: str, name: str) -> None:
@@ -119,7 +129,9 @@ class _Reading:
         if key_a is None or key_b is None or len(keys) != 2:
             self._problems.add(f"{module}: not one pair of factors but {', '.join(keys.values())}", MEND_SETTINGS)
             return
-        if found is None or not self._are_factors(module, key_a, key_b):
+        # The base's name too: some programs cut the model's prefix off, and patterns of the settings begin with it.
+        spellings = (module, found.removesuffix(".weight")) if found else (module,)
+        if found is None or not self._are_factors(spellings, key_a, key_b):
             return
         layout = self._layout(module, found, (key_a, key_b), embedding=embedding)
         if layout is None:
@@ -127,7 +139,7 @@ class _Reading:
         if found in self.contents.factors:
             self._problems.add(f"{module}: {self.contents.factors[found].key_a} stands for {found} too", MEND_SETTINGS)
         rank = self._file.specs[key_a].shape[0]
-        self.contents.factors[found] = Factors(key_a, key_b, rank, self._settings.scale(module), layout)
+        self.contents.factors[found] = Factors(key_a, key_b, rank, self._settings.scale(*spellings), layout)
 
     def _find(self, key: str, name: str) -> str | None:
         found = self._names.find(name)
@@ -140,9 +152,9 @@ class _Reading:
         specs = self._base.specs
         return specs[name] if name in specs else specs[self._base.tied[name]]
 
-    def _are_factors(self, module: str, key_a: str, key_b: str) -> bool:
+    def _are_factors(self, spellings: tuple[str, ...], key_a: str, key_b: str) -> bool:
         a, b = self._file.specs[key_a], self._file.specs[key_b]
-        wanted = self._settings.rank(module)
+        module, wanted = spellings[0], self._settings.rank(*spellings)
         if len(a.shape) > 2 or len(b.shape) > 2:
             self._problems.add(f"{module}: factors of a convolution, {list(a.shape)} and {list(b.shape)}", MERGE_FIRST)
         elif len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
@@ -184,9 +196,3 @@ class _Reading:
         if self._conv1d:
             return "transposed" if module.rpartition(".")[2] in _CONV1D_LAYERS else "linear"
         return "transposed" if self._settings.fan_in_fan_out else "linear"
-
-
-def _without_prefixes(key: str) -> str:
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return key

@@ -133,14 +133,14 @@ class LoraSettings:
         self.fan_in_fan_out = bool(config.get("fan_in_fan_out"))
         self.ensure_weight_tying = bool(config.get("ensure_weight_tying"))
 
-    def rank(self, module: str) -> int:
-        """Rank of the module that PEFT calls `module` (without `base_model.model.`)."""
-        return int(_by_pattern(self._ranks, module, self._rank))
+    def rank(self, *spellings: str) -> int:
+        """Rank of one module, given the names that it may have in memory (without `base_model.model.`)."""
+        return int(_by_pattern(self._ranks, spellings, self._rank))
 
-    def scale(self, module: str) -> float:
+    def scale(self, *spellings: str) -> float:
         """What B @ A of that module is multiplied by."""
-        alpha = _by_pattern(self._alphas, module, self._alpha)
-        rank = self.rank(module)
+        alpha = _by_pattern(self._alphas, spellings, self._alpha)
+        rank = self.rank(*spellings)
         return alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank
 
     def is_saved_whole(self, module: str) -> bool:
@@ -200,10 +200,12 @@ class LoraSettings:
         return good
 
 
-def _by_pattern(pattern: Mapping[str, float], module: str, default: float) -> float:
+def _by_pattern(pattern: Mapping[str, float], spellings: tuple[str, ...], default: float) -> float:
     """PEFT's `get_pattern_key`: the first key that matches all of the name, or all of it after a dot."""
-    matching = (key for key in pattern if re.match(rf"(.*\.)?({key})$", module))
-    return pattern.get(next(matching, module), default)
+    for key, value in pattern.items():
+        if any(re.match(rf"(.*\.)?({key})$", name) for name in spellings):
+            return value
+    return next((pattern[name] for name in spellings if name in pattern), default)
 
 
 def _is_expression(text: str) -> bool:

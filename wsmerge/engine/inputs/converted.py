@@ -12,19 +12,17 @@ dtype) and on small ones that hold row numbers instead of values. Nearly always 
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import dtype_named
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.engine.inputs.converted_rows import RowMap, row_map
+from wsmerge.engine.names import may_convert, spread_targets
 from wsmerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -205,7 +203,7 @@ def _convert(checkpoint: Checkpoint, tensors: Mapping[str, Callable[[], Any]], t
 
 def _reachable(checkpoint: Checkpoint) -> Mapping[str, frozenset[str]]:
     """Each name that the conversions of this `model_type` can make, and the stored tensors that it is made of."""
-    if not _may_have_conversions(checkpoint.config.get("model_type")):
+    if not may_convert(checkpoint.config):
         return {}
     from transformers import conversion_mapping  # noqa: PLC0415 - slow to load
     from transformers.core_model_loading import WeightRenaming  # noqa: PLC0415 - slow to load
@@ -220,29 +218,12 @@ def _reachable(checkpoint: Checkpoint) -> Mapping[str, frozenset[str]]:
             if pattern is None:
                 continue
             single = isinstance(transform, WeightRenaming)
-            for target in (renamed,) if single else _spread(renamed, transform.target_patterns):
+            for target in (renamed,) if single else spread_targets(renamed, transform.target_patterns):
                 made[target] = made.get(target, frozenset()) | sources
         found |= {target: found.get(target, frozenset()) | sources for target, sources in made.items()}
         if isinstance(transform, WeightRenaming):
             known |= made
     return found
-
-
-def _may_have_conversions(model_type: object) -> bool:
-    """Whether transformers names `model_type` among its conversions, told without loading it, which takes seconds."""
-    if "transformers.conversion_mapping" in sys.modules:
-        return True  # programs may have registered further ones
-    package = find_spec("transformers")
-    if package is None or package.origin is None:
-        return True
-    source = Path(package.origin).with_name("conversion_mapping.py")
-    return not source.is_file() or f'"{model_type}"' in source.read_text(encoding="utf-8")
-
-
-def _spread(renamed: str, patterns: list[str]) -> tuple[str, ...]:
-    """Every target of a conversion to several: the first one's name, with each other pattern in its place."""
-    before, first, after = renamed.partition(patterns[0])
-    return tuple(before + pattern + after for pattern in patterns) if first else (renamed,)
 
 
 def _and_more(names: tuple[str, ...]) -> str:
