@@ -60,3 +60,16 @@ def test_a_registry_on_s3_does_what_the_local_store_does(wsmerge, tmp_path, monk
     assert wsmerge("gc", "--delete", "--min-age", "0").code == 0
     assert json.loads(wsmerge("list", "--json").out) == []
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.usefixtures("s3")
+def test_new_directions_go_there_and_end_with_0(wsmerge, tmp_path):
+    shapes = llama_shapes(layers=1, tied=False)
+    base = make_checkpoint(tmp_path / "base", random_tensors(shapes))
+    tuned = make_checkpoint(tmp_path / "tuned", random_tensors(shapes, seed=2))
+    store = ("--store", ADDRESS)
+    extracted = wsmerge("extract", "formal", "--base", base, "--positive", tuned, *store)
+    assert (extracted.code, f"at {ADDRESS}/formal@1.0.0" in extracted.out) == (0, True)
+    composed = wsmerge("compose", "half", "--add", "formal=0.5", *store, "--json")
+    assert (composed.code, json.loads(composed.out)["path"]) == (0, f"{ADDRESS}/half@1.0.0")
+    assert [entry["name"] for entry in json.loads(wsmerge("list", *store, "--json").out)] == ["formal", "half"]

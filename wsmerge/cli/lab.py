@@ -108,7 +108,7 @@ def _print_direction(output: Output, direction: Direction, *, published: bool) -
     output.data(
         {
             "label": direction.label,
-            "path": str(direction.path),
+            "path": direction.files.label,
             "version_digest": direction.digest,
             "content_digest": manifest.content_digest,
             "tensors": len(manifest.tensors),
@@ -120,6 +120,6 @@ def _print_direction(output: Output, direction: Direction, *, published: bool) -
         f"{direction.label}: {len(manifest.tensors)} tensors, {low_rank} of them low-rank, norm {manifest.norm:.4g}"
     )
     output.text(f"version digest {direction.digest}")
-    output.text(f"at {direction.path}")
+    output.text(f"at {direction.files.label}")
     if published:
         output.note(f"next: put `direction: {direction.label}` into a recipe, and run wsmerge merge")
