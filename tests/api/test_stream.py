@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from tests.hubs import IMPATIENT, running_hub
 from tests.loopback_hub import Fault, LoopbackHub
 from tests.sources import random_direction
 from wsmerge.core.hub import connection
-from wsmerge.errors import CheckpointError, HubError, WsmergeError
+from wsmerge.errors import CheckpointError, HubError, VerificationError, WsmergeError
 from wsmerge.registry import About, write_direction
 
 SHAPES = llama_shapes(layers=4, hidden=64, inner=96, vocab=300)
@@ -181,6 +182,18 @@ def test_a_changed_byte_of_a_dense_direction_stops_the_merge(
         with pytest.raises(WsmergeError, match="not those that the manifest names"):
             wsmerge.merge(planned, tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+def test_a_changed_byte_beside_the_weights_is_caught(hub: LoopbackHub, file: str) -> None:
+    hub.faults.add(
+        Fault("wrong_byte", method="GET", path=re.escape("/acme/chat/resolve/") + f".*/{file}", after_bytes=30)
+    )
+    recipe = {"merge_method": "linear", "dtype": "bfloat16", "models": weighted("acme/base", "acme/chat")}
+    with pytest.raises(VerificationError, match="not those of the commit") as caught:
+        wsmerge.plan(recipe, settings=STREAM)
+    assert f"{file}: has other bytes than the commit names" in caught.value.details
 
 
 @pytest.mark.parametrize("kind", ["cut", "status"])

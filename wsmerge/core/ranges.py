@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 from wsmerge.core.closing import Closing
 from wsmerge.errors import TensorFileError
 
-__all__ = ["ExpectingFile", "LocalFile", "RangeFile", "read_range"]
+__all__ = ["ExpectingFile", "LocalFile", "MemoryFile", "RangeFile", "read_range"]
 
 _CLOSED: Final = -1
 
@@ -90,6 +90,37 @@ class LocalFile(Closing):
         if self._fd != _CLOSED:
             os.close(self._fd)
             self._fd = _CLOSED
+
+
+class MemoryFile:
+    """Bytes in memory as a file.
+
+    Args:
+        label: how messages name it.
+        size: how many bytes there are.
+        load: gives them; called when the first of them is read.
+    """
+
+    def __init__(self, label: str, size: int, load: Callable[[], bytes]) -> None:
+        self.label = label
+        self.size = size
+        self._load = load
+        self._data: bytes | None = None
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from byte `start` on.
+
+        Raises:
+            TensorFileError: there are not so many.
+        """
+        if self._data is None:
+            self._data = self._load()
+        if start + len(out) > len(self._data):
+            raise TensorFileError(f"ends at byte {len(self._data)}", where=self.label)
+        out[:] = self._data[start : start + len(out)]
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def read_range(file: RangeFile, start: int, count: int) -> bytes:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.connection import Hub, telling
-from wsmerge.errors import CheckpointError, WsmergeError
+from wsmerge.errors import CheckpointError, Problems, VerificationError, WsmergeError
 
 __all__ = [
     "ORIGIN_FILE",
@@ -169,11 +170,11 @@ def _download(repo: str, revision: str | None, *, only_here: bool) -> Path:
 
 
 def _download_beside(commit: RepoCommit) -> Path:
-    """The folder of the Hub's cache with all that `commit` has beside its weights."""
+    """The folder of the Hub's cache with all that `commit` has beside its weights, each file compared with the commit."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - a local model needs no Hub client
 
     with telling(commit.repo, commit.revision):
-        return Path(
+        folder = Path(
             snapshot_download(
                 commit.repo,
                 revision=commit.commit,
@@ -182,6 +183,18 @@ def _download_beside(commit: RepoCommit) -> Path:
                 token=commit.hub.token or False,
             )
         )
+    problems = Problems()
+    for name, entry in commit.files.items():
+        beside = any(fnmatch(name, pattern) for pattern in _BESIDE) and (folder / name).is_file()
+        if beside and not entry.is_content_of(folder / name):
+            problems.add(f"{name}: has other bytes than the commit names")
+    problems.raise_if_any(
+        VerificationError,
+        "files that came are not those of the commit",
+        where=commit.label,
+        hint=f"remove {folder} and the files that it links to, and try again; if it stays, what the Hub keeps is damaged",
+    )
+    return folder
 
 
 def _hub_failure(error: Exception, repo: str, revision: str | None) -> WsmergeError:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wsmerge.core.ranges import RangeFile
-from wsmerge.errors import DirectionError, TensorFileError, VerificationError
+from wsmerge.core.ranges import MemoryFile, RangeFile
+from wsmerge.errors import DirectionError, VerificationError
 from wsmerge.registry.direction import Direction, check_agreement, verify_direction
 from wsmerge.registry.manifest import MANIFEST_FILE, parse_manifest
 from wsmerge.registry.payloads import Codec, component_key, write_zarr_payload
@@ -128,25 +128,6 @@ class _StoreFiles:
         from wsmerge.registry.payloads.zarr_keys import StoredFile, joined  # noqa: PLC0415 - imports zarr
 
         if name == MANIFEST_FILE:
-            return _MemoryFile(f"{self.label}/{name}", self._manifest.encode())
+            data = self._manifest.encode()
+            return MemoryFile(f"{self.label}/{name}", len(data), lambda: data)
         return StoredFile(self._store, joined(self._path, name.removeprefix(f"{ZARR_FOLDER}/")), self.label)
-
-
-class _MemoryFile:
-    """Bytes in memory as a file."""
-
-    def __init__(self, label: str, data: bytes) -> None:
-        self.label, self.size, self._data = label, len(data), data
-
-    def read_into(self, start: int, out: memoryview) -> None:
-        """Fill `out` with the bytes from byte `start` on.
-
-        Raises:
-            TensorFileError: there are not so many.
-        """
-        if start + len(out) > self.size:
-            raise TensorFileError(f"ends at byte {self.size}", where=self.label)
-        out[:] = self._data[start : start + len(out)]
-
-    def close(self) -> None:
-        """Nothing is held open."""

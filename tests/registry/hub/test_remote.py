@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +14,14 @@ from tests.loopback_hub import Fault, LoopbackHub
 from tests.registry.artifacts import SHAPES, about
 from tests.sources import MemoryDirection, random_direction
 from wsmerge.core.deltas import DenseDelta, LowRankDelta
+from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.connection import Hub
+from wsmerge.core.ranges import read_range
 from wsmerge.errors import DirectionError, HubError, NotFoundError, OutputError, VerificationError
 from wsmerge.registry import Direction, Store, open_reference, verify_direction, write_direction
 from wsmerge.registry.convert import convert_direction
 from wsmerge.registry.direction import open_direction_folder
+from wsmerge.registry.hub.files import CommitFiles
 from wsmerge.registry.hub.partial import pull_part
 from wsmerge.registry.hub.remote import open_remote
 from wsmerge.registry.references import HubReference
@@ -170,11 +174,37 @@ def test_nothing_is_left_in_the_temporary_folder(
     assert "TMPDIR" in str(caught.value.hint)
 
 
-@pytest.mark.usefixtures("pushed")
-def test_a_changed_manifest_is_another_direction(loopback: LoopbackHub, hub: Hub) -> None:
-    loopback.faults.add(Fault("wrong_byte", path=r"direction\.json", after_bytes=400))
-    with pytest.raises((VerificationError, DirectionError)), open_remote(hub, HubReference(REPO)) as direction:
-        direction.delta(next(iter(direction.shapes)))
+@pytest.mark.parametrize(
+    ("payload", "file", "text"),
+    [
+        ("safetensors", "direction.json", b'"norm":0.0'),
+        ("zarr", "direction.json", b'"norm":0.0'),
+        ("zarr", "direction.zarr/zarr.json", b'"fill_value": 0'),
+        ("safetensors", "adapter_config.json", b'"lora_alpha": '),
+        ("safetensors", "README.md", b"formal"),
+    ],
+)
+def test_a_small_file_that_a_mirror_changes_at_a_pinned_commit_is_caught(
+    loopback: LoopbackHub, hub: Hub, tmp_path: Path, payload: str, file: str, text: bytes
+) -> None:
+    """Also where it stays well-formed: a digit or a letter becomes another."""
+    folder = tmp_path / "made"
+    made(folder)
+    if payload == "zarr":
+        with open_direction_folder(folder) as direction:
+            convert_direction(direction, tmp_path / "zarr", "zarr").close()
+        folder = tmp_path / "zarr"
+    files = folder_files(folder)
+    commit = put(loopback, files)
+    at = files[file].index(text) + len(text)
+    loopback.faults.add(Fault("wrong_byte", path=re.escape(file), after_bytes=at, times=None))
+    read = CommitFiles(RepoCommit.resolve(hub, REPO, commit)).open(file)
+    with pytest.raises(VerificationError, match="not those that the commit names") as caught:
+        read_range(read, 0, read.size)
+    assert caught.value.where == f"hub:{REPO}@{commit[:12]}/{file}"
+    if file not in ("adapter_config.json", "README.md"):
+        with pytest.raises(VerificationError, match="not those that the commit names"):
+            open_remote(hub, HubReference(REPO, commit))
 
 
 @pytest.mark.usefixtures("pushed")

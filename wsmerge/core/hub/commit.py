@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from wsmerge.core.hub.connection import Hub, telling
@@ -17,6 +18,7 @@ from wsmerge.errors import HubError, VerificationError
 __all__ = ["RemoteEntry", "RepoCommit", "is_commit"]
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_HASH_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,14 @@ class RemoteEntry:
     size: int
     sha256: str | None
     blob_id: str
+
+    def is_content_of(self, path: Path) -> bool:
+        """Whether `path` holds what the commit names: by SHA-256 where it is large, else by git's blob id."""
+        digest = hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        with path.open("rb") as file:
+            while chunk := file.read(_HASH_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest() == (self.sha256 or self.blob_id)
 
 
 class RepoCommit:

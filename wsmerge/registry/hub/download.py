@@ -7,12 +7,11 @@ download is not used: it begins a file anew after every cut that ends the proces
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from wsmerge.core.hub.commit import RemoteEntry, RepoCommit
+from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.errors import HubError, VerificationError
 
 __all__ = ["Progress", "download"]
@@ -21,7 +20,6 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 _CHUNK_BYTES: Final = 8 << 20
-_HASH_BYTES: Final = 1 << 20
 
 
 def download(commit: RepoCommit, names: Iterable[str], folder: Path, progress: Progress | None = None) -> None:
@@ -45,7 +43,7 @@ def download(commit: RepoCommit, names: Iterable[str], folder: Path, progress: P
         entry = commit.files[name]
         target = folder / _safe(name, commit.label)
         # What is there came whole; but a crash of the machine may have spoilt it since.
-        if not (target.exists() and _is_right(target, entry)):
+        if not (target.exists() and entry.is_content_of(target)):
             report = None if progress is None else _shifted(progress, done, total)
             _fetch(commit, name, target, report)
         done += entry.size
@@ -73,7 +71,7 @@ def _fetch(commit: RepoCommit, name: str, target: Path, report: Callable[[int], 
                     report(start + len(chunk))
         finally:
             remote.close()
-    if not _is_right(part, entry):
+    if not entry.is_content_of(part):
         part.unlink()
         raise VerificationError(
             f"the bytes that came for {name} are not those that the commit names",
@@ -81,15 +79,6 @@ def _fetch(commit: RepoCommit, name: str, target: Path, report: Callable[[int], 
             hint="pull again; if it stays, what the Hub keeps is damaged or was changed",
         )
     part.replace(target)
-
-
-def _is_right(path: Path, entry: RemoteEntry) -> bool:
-    """Whether the file holds what the commit names: by SHA-256 where it is large, else by git's blob id."""
-    digest = hashlib.sha256() if entry.sha256 else hashlib.sha1(b"blob %d\0" % entry.size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest() == (entry.sha256 or entry.blob_id)
 
 
 def _safe(name: str, where: str) -> str:
