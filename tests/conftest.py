@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from hypothesis import settings
 # The first example of a test may compile a kernel, which says nothing about the code.
 settings.register_profile("wsmerge", deadline=None, print_blob=True)
 settings.load_profile("wsmerge")
+
+# A shell starts background jobs with Ctrl-C ignored, which the processes of these tests would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -52,6 +52,9 @@ class OutputFolder:
         except OSError as error:
             self._clean_up(keep=False)
             raise output_failure(error, self._out.parent) from error
+        except BaseException:  # Ctrl-C
+            self._clean_up(keep=False)
+            raise
         return self
 
     def finish(self) -> None:

@@ -10,15 +10,16 @@ import itertools
 import mmap
 import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from queue import Empty, SimpleQueue
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsmerge.core.dtypes import BF16
+from wsmerge.core.interrupts import Interrupts
 from wsmerge.engine.arithmetic import Arithmetic, HeldValues, MergedValues, Moments, ScaledTerms
 from wsmerge.engine.costs import BITS_WINDOW_ELEMENTS
 from wsmerge.engine.hashing import BaseHasher
@@ -31,12 +32,15 @@ from wsmerge.engine.plan import MergePlan, OutputTensor, widest_held
 from wsmerge.engine.preparation import Preparations, Prepare, Prepared
 from wsmerge.engine.reader import BitsReader, ChunkReader
 from wsmerge.engine.sink import ShardFiles
-from wsmerge.engine.turnstile import Stopped, Turnstile
+from wsmerge.engine.turnstile import Turnstile
 
 __all__ = ["Progress", "StreamResult", "run_stream"]
 
 Progress = Callable[[int, int], None]
 """Called with bytes written so far and bytes in all, from one thread at a time."""
+
+
+_AWAKE_S: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -276,30 +280,46 @@ class _Run:
             report()
 
     def _on_threads(self, work: Callable[[], None], count: int) -> None:
-        if count == 0:
-            return
+        """Call `work` in `count` threads; the first failure or Ctrl-C stops all, and is raised when all have ended."""
+        outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
+        with Interrupts(lambda: outcomes.put(KeyboardInterrupt())) as interrupts:
+            failure = self._first_failure(work, count, outcomes)
+        if failure is not None:
+            raise failure
+        interrupts.check()
 
+    def _first_failure(
+        self, work: Callable[[], None], count: int, outcomes: SimpleQueue[BaseException | None]
+    ) -> BaseException | None:
         def guarded() -> None:
+            failure: BaseException | None = None
             try:
                 work()
-            except BaseException:
-                self._stop()
-                raise
+            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+                failure = error
+            outcomes.put(failure)
 
-        with ThreadPoolExecutor(count, thread_name_prefix="wsmerge") as pool:
-            futures: list[Future[None]] = []
-            try:
-                futures += [pool.submit(guarded) for _ in range(count)]
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                if not futures or not all(future.done() for future in futures):
-                    self._stop()  # interrupted: the pool waits for its threads on leaving
-        failures = [error for future in futures if (error := future.exception()) is not None]
-        for error in failures:
-            if not isinstance(error, Stopped):
-                raise error
+        threads = [threading.Thread(target=guarded, name=f"wsmerge-{number}") for number in range(count)]
+        try:
+            for thread in threads:
+                thread.start()
+            return next((error for error in (_next(outcomes) for _ in threads) if error is not None), None)
+        finally:
+            self._stop()  # what still runs after a failure; after a success nothing does
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
 
     def _stop(self) -> None:
         self._preparations.stop()
         self._read_turn.stop()
         self._write_turn.stop()
+
+
+def _next(outcomes: SimpleQueue[BaseException | None]) -> BaseException | None:
+    """The next outcome; wakes up now and then, since a signal just before the thread falls asleep does not wake it."""
+    while True:
+        try:
+            return outcomes.get(timeout=_AWAKE_S)
+        except Empty:
+            continue

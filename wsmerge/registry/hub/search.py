@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from wsmerge.core.hub.connection import Hub, status_of, telling
+from wsmerge.core.interrupts import Interrupts
 from wsmerge.errors import HubError, UsageError
 from wsmerge.registry.hub.naming import read_refs
 from wsmerge.registry.records import Kind
@@ -78,8 +79,10 @@ def search_hub(hub: Hub, wanted: Wanted, *, limit: int = FOUND_AT_MOST) -> tuple
             matching = list(islice((found for found in map(_found, listed) if _matches(found, wanted)), limit))
         if matching:
             break
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return tuple(threads.map(lambda found: _with_versions(hub, found), matching))
+    with Interrupts() as interrupts, ThreadPoolExecutor(_THREADS) as threads:
+        complete = tuple(threads.map(lambda found: _with_versions(hub, found), matching))
+    interrupts.check()
+    return complete
 
 
 def _look_for(hub: Hub) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
+from wsmerge.core.interrupts import Interrupts
 from wsmerge.errors import JudgeError
 from wsmerge.steering.judging.client import Judge
 
@@ -47,12 +48,13 @@ def ask_all(
     Raises:
         JudgeError: the judge failed; it names the judge and the exchange. What is in work then is waited for, and what it
             gives is handed on; the rest is not asked.
+        KeyboardInterrupt: interrupted; likewise.
     """
     failure: tuple[JudgeError, str] | None = None
     stopped = threading.Event()
 
     def ask(one: Exchange) -> float | None:
-        if stopped.is_set():
+        if stopped.is_set() or interrupts.seen:
             raise CancelledError
         try:
             return judge(one.question, one.answer)
@@ -60,7 +62,7 @@ def ask_all(
             stopped.set()
             raise
 
-    with ThreadPoolExecutor(workers) as pool:
+    with Interrupts() as interrupts, ThreadPoolExecutor(workers) as pool:
         futures = {pool.submit(ask, one): place for place, one in enumerate(exchanges)}
         try:
             for future in as_completed(futures):
@@ -73,6 +75,7 @@ def ask_all(
                     raise error
         finally:
             stopped.set()
+    interrupts.check()
     if failure is not None:
         error, key = failure
         raise JudgeError(error.message, where=f"{error.where}, {key}", details=error.details, hint=hint()) from error

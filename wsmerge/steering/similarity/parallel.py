@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from wsmerge.core.interrupts import Interrupts
 from wsmerge.steering.similarity.vectors import Vector
 
 __all__ = ["Progress", "by_batch", "by_tensor", "sizes_of"]
@@ -72,11 +73,13 @@ def by_batch(
     elements = [(sum(sizes[name] for name in names), names) for names in batches]
     found: dict[str, _Result] = {}
     done, total = 0, sum(size for size, _ in elements)
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads or _cores()) as pool:
+    blas = threadpool_limits(1, user_api="blas")
+    with Interrupts() as interrupts, blas, ThreadPoolExecutor(threads or _cores()) as pool:
         ordered = sorted(elements, key=lambda item: -item[0])
         running = {pool.submit(work, names): (size, names) for size, names in ordered}
         try:
             for future in as_completed(running):
+                interrupts.check()
                 size, names = running[future]
                 found.update(zip(names, future.result(), strict=True))
                 done += size

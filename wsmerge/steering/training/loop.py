@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import torch
 
+from wsmerge.core.interrupts import Interrupts
 from wsmerge.errors import NonFiniteError
 from wsmerge.steering.training.checkpoints import Checkpoints
 from wsmerge.steering.training.config import Run, TrainConfig
 from wsmerge.steering.training.data import Order
-from wsmerge.steering.training.interrupts import Interrupts
 from wsmerge.steering.training.models import Trainee
 from wsmerge.steering.training.objective import Objective
 
@@ -163,8 +163,7 @@ class Training:
                 progress(Step(self._run, step, self._steps, loss, left, measured))
             if checkpoints is not None and (interrupts.seen or checkpoints.is_due(step)):
                 checkpoints.save(step, self.state())
-            if interrupts.seen:
-                raise KeyboardInterrupt
+            interrupts.check()
 
     def _is_done(self) -> bool:
         patience = self._config.patience
