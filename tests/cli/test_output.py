@@ -81,3 +81,13 @@ def test_shells_complete_commands_and_options(store):
     assert {"list", "lint"} <= set(shell(store, asked.format("li", 1)).stdout.split())
     assert "--json" in shell(store, asked.format("list --j", 2)).stdout.split()
     assert "complete" in shell(store, "wsmerge --show-completion bash").stdout
+
+
+def test_what_a_stranger_wrote_does_nothing_to_the_terminal(wsmerge, tmp_path, monkeypatch):
+    evil = "\x1b]0;title\x07\x1b[2J all is well \x9b \u202egnp.exe"
+    monkeypatch.setenv("WSMERGE_HOME", str(tmp_path / "store"))
+    made = make_artifact(tmp_path / "made", name="evil", description=evil)
+    done = [wsmerge("show", made), wsmerge("publish", made), wsmerge("list"), wsmerge("show", evil), wsmerge("list", "--json")]
+    for one in done:
+        assert not {"\x1b", "\x9b", "\u202e"} & {*one.out, *one.err}
+    assert json.loads(done[-1].out)[0]["description"] == evil

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 import yaml
 from huggingface_hub import ModelCard
 
@@ -145,3 +146,26 @@ def test_meta_names_the_digests(adapter):
         "version_digest": adapter.version_digest,
         "content_digest": adapter.content_digest,
     }
+
+
+HOSTILE = "x\n```\n# Injected\n<script>alert(1)</script>\n``` | [a](http://evil.example) \x1b[2J \u202egnp.exe"
+
+
+def test_what_a_stranger_wrote_stays_words(adapter):
+    fields = adapter.fields()
+    fields["base"] |= {"model": HOSTILE, "origin": HOSTILE}
+    fields |= {"description": HOSTILE, "tool": HOSTILE, "created": HOSTILE, "modules": [HOSTILE]}
+    fields["poles"] = [{"pole": "plus", "source": HOSTILE, "training": {HOSTILE: HOSTILE}}]
+    fields["datasets"] = [{"source": HOSTILE, "split": HOSTILE}]
+    row = fields["tensors"][0]
+    fields["tensors"] = [row | {"name": f"{HOSTILE}.layers.0.weight"}]
+    manifest = Manifest.of(fields)
+    card = render_card(manifest)
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.split("---\n", 2)[2])
+    titles = [tokens[at + 1].content for at, token in enumerate(tokens) if token.type == "heading_open"]
+    assert titles == ["formal 1.0.0", "Use", "Base", "Poles", "Data", "Norms", "Identity"]
+    inline = [child.type for token in tokens for child in token.children or ()]
+    assert not {"html_block", "html_inline", "link_open", "image"} & {*inline, *(token.type for token in tokens)}
+    assert not {"\x1b", "\u202e"} & {*card, *render_meta(manifest)}
+    recipes = [parse_recipe(token.content).recipe for token in tokens if (token.type, token.info) == ("fence", "yaml")]
+    assert str(recipes[0].base_model) == HOSTILE

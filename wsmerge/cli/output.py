@@ -1,4 +1,7 @@
-"""The one place that prints. Data goes to stdout, as tables or as JSON; everything else to stderr."""
+"""The one place that prints. Data goes to stdout, as tables or as JSON; everything else to stderr.
+
+What is printed may come from a stranger's file: its control characters are shown escaped and do nothing to the terminal.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from wsmerge.core.text import escaped_json, printable
 from wsmerge.errors import EXIT_FAILED, WsmergeError
 
 __all__ = ["Output", "exit_code", "guarded_streams"]
@@ -45,17 +49,17 @@ class Output:
     def data(self, value: Any) -> None:  # noqa: ANN401 - any JSON value
         """Print `value` as JSON; does nothing unless JSON was asked for."""
         if self.as_json:
-            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+            sys.stdout.write(escaped_json(value, indent=2) + "\n")
 
     def text(self, line: str) -> None:
         """Print a line of the result; nothing with JSON, where `data` says it all."""
         if not self.as_json:
-            self._stdout.print(Text(line))
+            self._stdout.print(_shown(line))
 
     def part(self, text: str) -> None:
-        """Print a piece of a result that is still being made, as it is; nothing with JSON."""
+        """Print a piece of a result that is still being made; nothing with JSON."""
         if not self.as_json:
-            sys.stdout.write(text)
+            sys.stdout.write(printable(text))
             sys.stdout.flush()
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
@@ -63,22 +67,22 @@ class Output:
         if self.as_json:
             return
         if title:
-            self._stdout.print(Text(title, style="italic"))
+            self._stdout.print(Text(printable(title), style="italic"))
         table = Table(box=None, pad_edge=False, header_style="bold")
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(_cell(value)) for value in row))
+            table.add_row(*(_shown(_cell(value)) for value in row))
         self._stdout.print(table)
 
     def note(self, line: str) -> None:
         """Say something beside the result, on stderr."""
-        self._stderr.print(Text(line))
+        self._stderr.print(_shown(line))
 
     def warning(self, line: str) -> None:
         """Warn on stderr."""
-        self._stderr.print(Text.assemble(("warning: ", "yellow"), line))
+        self._stderr.print(Text.assemble(("warning: ", "yellow"), printable(line)))
 
     def error(self, error: WsmergeError) -> None:
         """Show a failure on stderr; with JSON, as an object with its code."""
@@ -90,14 +94,14 @@ class Output:
                 "details": list(error.details),
                 "next": error.hint,
             }
-            sys.stderr.write(json.dumps({"error": fields}, ensure_ascii=False) + "\n")
+            sys.stderr.write(escaped_json({"error": fields}) + "\n")
             return
         shown = error
         if len(error.details) > _SHOWN_DETAILS:
             left = len(error.details) - _SHOWN_DETAILS
             lines = (*error.details[:_SHOWN_DETAILS], f"... and {left} more (all of them with --json)")
             shown = type(error)(error.message, where=error.where, hint=error.hint, details=lines)
-        self._stderr.print(Text.assemble(("error: ", "bold red"), str(shown)))
+        self._stderr.print(Text.assemble(("error: ", "bold red"), printable(str(shown))))
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
@@ -107,9 +111,9 @@ class Output:
             return
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self._stderr, transient=True) as bar:
-            task = bar.add_task(label, total=None)
+            task = bar.add_task(printable(label), total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     @contextmanager
@@ -120,11 +124,15 @@ class Output:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        told = TextColumn("{task.fields[told]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), told, TimeRemainingColumn())
+        told = TextColumn("{task.fields[told]}", markup=False)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), told, TimeRemainingColumn())
         with Progress(*columns, console=self._stderr, transient=True) as bar:
-            task = bar.add_task(label, total=None, told="")
-            yield lambda done, total, text: bar.update(task, completed=done, total=total, told=text)
+            task = bar.add_task(printable(label), total=None, told="")
+            yield lambda done, total, text: bar.update(task, completed=done, total=total, told=printable(text))
+
+
+def _shown(text: str) -> Text:
+    return Text(printable(text))
 
 
 def _cell(value: object) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "HubSnapshot",
     "Located",
     "hub_snapshot",
+    "is_hub_id",
     "locate_model",
     "locate_streamed",
     "model_name",
@@ -27,7 +28,7 @@ __all__ = [
 ORIGIN_FILE: Final = "wsmerge_origin.json"
 """Beside a checkpoint that was converted: which published model it is (`model`), and how it came about (`origin`)."""
 
-_HUB_ID: Final = re.compile(r"^(?P<repo>[\w-][\w.-]*(/[\w-][\w.-]*)?)(@(?P<revision>[^\s@]+))?$")
+_HUB_ID: Final = re.compile(r"(?P<repo>[\w-][\w.-]*(/[\w-][\w.-]*)?)(@(?P<revision>[^\s@]+))?", re.ASCII)
 _CACHE_FOLDER: Final = "models--"
 # Weights, configuration, tokenizer, and the code without which a custom architecture cannot be loaded again.
 _WEIGHTS: Final = "*.safetensors"
@@ -78,7 +79,7 @@ def locate_model(text: str, *, revision: str | None = None, download: bool = Tru
     path = Path(text).expanduser()
     if path.exists():
         return path
-    match = _HUB_ID.match(text)
+    match = _HUB_ID.fullmatch(text)
     if match is None or text.startswith(("/", ".", "~")):
         raise CheckpointError("no such folder or file", where=text, hint="check the path, or give a Hub id: owner/name")
     return _download(match["repo"], revision or match["revision"], only_here=not download)
@@ -93,16 +94,21 @@ def locate_streamed(text: str, hub: Hub, *, revision: str | None = None) -> Loca
         CheckpointError: there is no such path, and it is no Hub id.
         HubError: the Hub does not have it, does not give it, or is not reached.
     """
-    match = _HUB_ID.match(text)
+    match = _HUB_ID.fullmatch(text)
     if match is None or Path(text).expanduser().exists() or text.startswith(("/", ".", "~")) or hub.offline:
         return Located(locate_model(text, revision=revision))
     commit = RepoCommit.resolve(hub, match["repo"], revision or match["revision"])
     return Located(_download_beside(commit), commit)
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether `text` has the form `owner/name`."""
+    return "/" in text and "@" not in text and _HUB_ID.fullmatch(text) is not None
+
+
 def model_name(text: str, path: Path) -> str:
     """How provenance names the model that was asked for as `text` and found at `path`: its Hub id, else a folder's name."""
-    match = _HUB_ID.match(text)
+    match = _HUB_ID.fullmatch(text)
     if match and not Path(text).expanduser().exists():
         return match["repo"]
     return path_label(path)

@@ -7,6 +7,9 @@ from typing import Any
 
 import yaml
 
+from wsmerge.core.text import fenced, inline_code, plain_text
+from wsmerge.engine.locate import is_hub_id
+
 __all__ = ["model_card"]
 
 Report = Mapping[str, Any]
@@ -18,7 +21,7 @@ def model_card(report: Report) -> bytes:
 
 
 def _front_matter(report: Report) -> list[str]:
-    hub_ids = [model["model"] for model in report["models"] if "/" in model["model"]]
+    hub_ids = [model["model"] for model in report["models"] if is_hub_id(model["model"])]
     front = {
         **({"base_model": hub_ids} if hub_ids else {}),
         "base_model_relation": "merge",
@@ -33,18 +36,18 @@ def _title(report: Report) -> list[str]:
     method = report["recipe"].get("merge_method")
     if method is None:
         return [
-            f"# {base}, steered",
+            f"# {plain_text(base)}, steered",
             "",
-            f"Made with wsmerge {version}: weights of `{base}`, plus directions in weight space",
+            f"Made with wsmerge {version}: weights of {inline_code(base)}, plus directions in weight space",
             "([Steering Language Models with Weight Arithmetic](https://arxiv.org/abs/2511.05408)).",
             "",
         ]
     return [
         f"# Merge of {len(report['models'])} models",
         "",
-        f"Made with wsmerge {version} by the merge method `{method}`; configuration from `{base}`.",
+        f"Made with wsmerge {version} by the merge method {inline_code(method)}; configuration from {inline_code(base)}.",
         "",
-        *(f"- `{model['model']}`" for model in report["models"]),
+        *(f"- {inline_code(model['model'])}" for model in report["models"]),
         "",
     ]
 
@@ -56,7 +59,7 @@ def _directions(report: Report) -> list[str]:
         "| direction | version digest | tensors changed | k |",
         "|---|---|---|---|",
         *(
-            f"| {item['label']} | `{item['digest'][:16]}` | {item['tensors']} | {item['k_min']:g} to {item['k_max']:g} |"
+            f"| {plain_text(item['label'])} | `{item['digest'][:16]}` | {item['tensors']} | {item['k_min']:g} to {item['k_max']:g} |"
             for item in report["directions"]
         ),
         "",
@@ -78,9 +81,7 @@ def _recipe(report: Report) -> list[str]:
     return [
         "## Recipe",
         "",
-        "```yaml",
-        yaml.safe_dump(report["recipe"], sort_keys=False).rstrip(),
-        "```",
+        fenced("yaml", yaml.safe_dump(report["recipe"], sort_keys=False).rstrip()),
         "",
         "The digests of inputs and outputs are in `wsmerge.json`.",
     ]

@@ -17,7 +17,8 @@ from typing import Any, Final
 import yaml
 
 from wsmerge.core.layers import layer_position
-from wsmerge.registry.card_usage import inline, render_usage
+from wsmerge.core.text import fenced, inline_code, plain_text, printable
+from wsmerge.registry.card_usage import render_usage
 from wsmerge.registry.evaluations import Evaluation
 from wsmerge.registry.manifest import Manifest
 from wsmerge.registry.records import DatasetRecord, PoleRecord, TensorRecord
@@ -30,6 +31,7 @@ _BAR_CHARACTERS: Final = 30
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _FILE_SUFFIXES: Final = {".csv", ".json", ".jsonl", ".parquet", ".txt", ".yaml", ".yml"}
 _OTHER: Final = "other tensors"
+_UNESCAPED_BAR: Final = re.compile(r"(?<!\\)\|")
 
 
 def render_meta(manifest: Manifest) -> str:
@@ -66,9 +68,9 @@ def render_card(
     parts = [
         f"---\n{_yaml(_front_matter(manifest, adapter=plain))}---",
         f"# {manifest.name} {manifest.version}",
-        manifest.description,
+        plain_text(manifest.description),
         (
-            f"A {manifest.kind.replace('_', ' ')} direction in weight space over `{inline(manifest.base.model)}`. Add "
+            f"A {manifest.kind.replace('_', ' ')} direction in weight space over {inline_code(manifest.base.model)}. Add "
             "`k` times it to the base: a positive `k` strengthens the behaviour, a negative one removes it."
         ),
         "## Use",
@@ -81,7 +83,7 @@ def render_card(
         *_section("Parents", ("direction", "version digest", "coefficient"), _parent_rows(manifest)),
         "## Norms",
         _summary(manifest),
-        f"```text\n{_norm_chart(manifest.tensors)}\n```",
+        fenced("text", _norm_chart(manifest.tensors)),
         "## Identity",
         _table(("field", "value"), _identity_rows(manifest)),
     ]
@@ -120,40 +122,40 @@ def _on_hub(source: str) -> bool:
 def _result_rows(results: Iterable[Evaluation]) -> Iterable[tuple[str, ...]]:
     for result in results:
         for measure, value in result.results.items():
-            yield result.name, measure, f"{value:.4g}"
+            yield plain_text(result.name), plain_text(measure), f"{value:.4g}"
 
 
 def _base_rows(manifest: Manifest) -> list[tuple[str, str]]:
     base = manifest.base
-    rows = [("model", _code(base.model)), ("structure", _code(base.structure)), ("weights", _code(base.weights))]
+    rows = [("model", inline_code(base.model)), ("structure", inline_code(base.structure)), ("weights", inline_code(base.weights))]
     if base.revision:
-        rows.insert(1, ("revision", _code(base.revision)))
+        rows.insert(1, ("revision", inline_code(base.revision)))
     if base.origin:
-        rows.append(("origin", base.origin))
-    return rows + [("tied", f"{_code(name)} to {_code(other)}") for name, other in sorted(base.tied.items())]
+        rows.append(("origin", plain_text(base.origin)))
+    return rows + [("tied", f"{inline_code(name)} to {inline_code(other)}") for name, other in sorted(base.tied.items())]
 
 
 def _pole_row(pole: PoleRecord) -> tuple[str, ...]:
     training = ", ".join(f"{key} {value}" for key, value in sorted(pole.training.items()))
-    return pole.pole, _code(pole.source), _code(pole.revision or ""), training
+    return pole.pole, inline_code(pole.source), inline_code(pole.revision or ""), plain_text(training)
 
 
 def _dataset_row(data: DatasetRecord) -> tuple[str, ...]:
     count = "" if data.count is None else str(data.count)
-    return _code(data.source), data.pole or "both", data.split or "", count, _code((data.sha256 or "")[:12])
+    return inline_code(data.source), data.pole or "both", plain_text(data.split or ""), count, inline_code((data.sha256 or "")[:12])
 
 
 def _parent_rows(manifest: Manifest) -> Iterable[tuple[str, ...]]:
     for parent in manifest.parents:
         coefficient = "" if parent.coefficient is None else f"{parent.coefficient:g}"
-        yield _code(parent.reference), _code(parent.version_digest[:12]), coefficient
+        yield inline_code(parent.reference), inline_code(parent.version_digest[:12]), coefficient
 
 
 def _summary(manifest: Manifest) -> str:
     low_rank = sum(row.low_rank for row in manifest.tensors)
     return (
         f"{len(manifest.tensors)} tensors, {low_rank} of them low-rank; Frobenius norm {manifest.norm:.6g}. "
-        f"Modules: {', '.join(f'`{inline(module)}`' for module in manifest.modules)}."
+        f"Modules: {', '.join(map(inline_code, manifest.modules))}."
     )
 
 
@@ -169,10 +171,10 @@ def _norm_chart(tensors: Sequence[TensorRecord]) -> str:
 
 def _identity_rows(manifest: Manifest) -> list[tuple[str, str]]:
     return [
-        ("version digest", _code(manifest.version_digest)),
-        ("content digest", _code(manifest.content_digest)),
-        ("written by", manifest.tool),
-        ("created", manifest.created),
+        ("version digest", inline_code(manifest.version_digest)),
+        ("content digest", inline_code(manifest.content_digest)),
+        ("written by", plain_text(manifest.tool)),
+        ("created", plain_text(manifest.created)),
     ]
 
 
@@ -183,13 +185,17 @@ def _section(title: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [header, ["---"] * len(header), *([_UNESCAPED_BAR.sub(r"\|", cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(' '.join(cell.split()) for cell in line)} |" for line in lines)
 
 
-def _code(text: str) -> str:
-    return f"`{inline(text)}`" if text else ""
-
-
 def _yaml(value: dict[str, Any]) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_printable(value), sort_keys=False, allow_unicode=True)
+
+
+def _printable(value: Any) -> Any:  # noqa: ANN401 - any YAML value
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value

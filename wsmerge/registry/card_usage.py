@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+from wsmerge.core.text import escaped_json, fenced
 from wsmerge.registry.manifest import Manifest
 
-__all__ = ["inline", "render_usage"]
+__all__ = ["render_usage"]
 
 
 def render_usage(manifest: Manifest, *, repo: str | None, adapter: bool) -> str:
@@ -17,45 +20,41 @@ def render_usage(manifest: Manifest, *, repo: str | None, adapter: bool) -> str:
     """
     reference = f"{repo}@{manifest.version}" if repo else manifest.label
     bring = f"wsmerge pull {reference}" if repo else "wsmerge publish ./FOLDER      # this folder, into the local store"
-    recipe = f"base_model: {manifest.base.model}\ndirections:\n  - direction: {reference}\n    weight: 0.5\nout_dtype: bfloat16"
+    recipe = f"base_model: {_yaml_text(manifest.base.model)}\ndirections:\n  - direction: {reference}\n    weight: 0.5\nout_dtype: bfloat16"
     pulled = f'wsmerge.pull("{reference}")\n' if repo else ""
     blocks = [
         "On the command line:",
-        _block("console", f"{bring}\nwsmerge merge recipe.yaml steered/"),
+        fenced("console", f"{bring}\nwsmerge merge recipe.yaml steered/"),
         "with `recipe.yaml`:",
-        _block("yaml", recipe),
+        fenced("yaml", recipe),
         "In Python:",
-        _block("python", f'import wsmerge\n\n{pulled}with wsmerge.steer(model, {{"{reference}": 0.5}}):\n    ...'),
+        fenced("python", f'import wsmerge\n\n{pulled}with wsmerge.steer(model, {{"{reference}": 0.5}}):\n    ...'),
     ]
     return "\n\n".join([*blocks, *(_as_adapter(manifest, repo) if adapter else _exported())])
-
-
-def inline(text: str) -> str:
-    """`text` as it may stand between backquotes."""
-    return text.replace("`", "'")
 
 
 def _as_adapter(manifest: Manifest, repo: str | None) -> list[str]:
     tag = f"v{manifest.version}"
     place, lora = (f'"{repo}", revision="{tag}"', f"{repo}@{tag}") if repo else ("FOLDER", "./FOLDER")
     recipe = (
-        f"merge_method: task_arithmetic\nbase_model: {manifest.base.model}\nmodels:\n"
-        f"  - model: {manifest.base.model}+{lora}\n    parameters:\n      weight: 0.5\ndtype: bfloat16"
+        f"merge_method: task_arithmetic\nbase_model: {_yaml_text(manifest.base.model)}\nmodels:\n"
+        f"  - model: {_yaml_text(f'{manifest.base.model}+{lora}')}\n    parameters:\n      weight: 0.5\ndtype: bfloat16"
     )
     return [
         "Without wsmerge, with PEFT, as a LoRA adapter at `k` = 1:",
-        _block("python", f"from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, {place})"),
+        fenced("python", f"from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base_model, {place})"),
         "With mergekit, where the weight is `k` (it rounds what it adds):",
-        _block("yaml", recipe),
+        fenced("yaml", recipe),
     ]
 
 
 def _exported() -> list[str]:
     return [
         "For mergekit and PEFT it is exported first, with its coefficients:",
-        _block("console", "wsmerge export mergekit recipe.yaml exported/"),
+        fenced("console", "wsmerge export mergekit recipe.yaml exported/"),
     ]
 
 
-def _block(language: str, text: str) -> str:
-    return f"```{language}\n{text}\n```"
+def _yaml_text(text: str) -> str:
+    """`text` as a scalar of YAML: as it is, or in JSON's quotes, which YAML reads too."""
+    return text if re.fullmatch(r"[A-Za-z_./][\w./+@-]*", text, re.ASCII) else escaped_json(text)

@@ -164,7 +164,7 @@ def parse_manifest(data: bytes, *, where: str | None = None) -> Manifest:
 def _number(digits: str) -> int | float:
     """A JSON number without a fraction. Canonical JSON has doubles only: beyond 2^53 an integer is written as one."""
     value = int(digits)
-    return value if abs(value) <= MAX_EXACT_INTEGER else float(value)
+    return value if abs(value) <= MAX_EXACT_INTEGER else float(digits)  # infinite past its range, and refused then
 
 
 def _check(manifest: Manifest, problems: Problems) -> None:

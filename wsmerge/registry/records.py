@@ -36,7 +36,9 @@ Layout = Literal["linear", "transposed", "embedding"]
 Component = Literal["delta", "lora_A", "lora_B"]
 Pole = Literal["plus", "minus"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Norm = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Norm = Annotated[float, Field(ge=0, le=1e60, allow_inf_nan=False)]
+"""No tensor of float32 has a larger one; the squares of smaller ones can be summed."""
+
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from wsmerge.api.exporting.parts import Exported, Factored, common_dtype
 from wsmerge.api.recipes import RecipePlan
 from wsmerge.core.dtypes import F32
+from wsmerge.core.text import fenced, inline_code, plain_text
 from wsmerge.recipe import coefficient_table
 
 __all__ = ["mergekit_readme", "peft_readme"]
@@ -40,7 +41,7 @@ def mergekit_readme(planned: RecipePlan, exported: Exported, command: str, writt
         f"    {command}",
         "",
         *_options(exported),
-        *_listed("What lies here", [f"`{path}`: {what}" for path, what in written.items()]),
+        *_listed("What lies here", [f"{inline_code(path)}: {what}" for path, what in written.items()]),
         *_listed("How near it comes to `wsmerge merge`", _tolerance(planned, exported)),
         *_coefficients(planned, _INSIDE if exported.coefficients_inside else _FOLDED),
         *_source(planned),
@@ -92,8 +93,8 @@ def _coefficients(planned: RecipePlan, where: str) -> list[str]:
     lines = ["## Coefficients", "", where, "", "| direction | layers | modules | k |", "|---|---|---|---|"]
     for direction, found in zip(planned.directions, planned.coefficients, strict=True):
         for row in coefficient_table(found):
-            modules = ", ".join(row.modules)
-            lines.append(f"| {direction.label} | {row.layers or 'no layer'} | {modules} | {row.k:.9g} |")
+            modules = plain_text(", ".join(row.modules))
+            lines.append(f"| {plain_text(direction.label)} | {row.layers or 'no layer'} | {modules} | {row.k:.9g} |")
     return [*lines, ""]
 
 
@@ -103,4 +104,4 @@ def _listed(title: str, items: Sequence[str]) -> list[str]:
 
 def _source(planned: RecipePlan) -> list[str]:
     text = planned.recipe.text.rstrip("\n")
-    return ["## The wsmerge recipe", "", "```yaml", text, "```"]
+    return ["## The wsmerge recipe", "", fenced("yaml", text)]
