@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tests.builders import llama_shapes, make_adapter, make_checkpoint, random_tensors
 from tests.oracles.sampling import estimated
@@ -21,7 +22,7 @@ from wsmerge.registry.convert import convert_direction
 from wsmerge.steering.similarity import drawn as drawn_factors
 from wsmerge.steering.similarity import rows
 from wsmerge.steering.similarity.monitoring import MEASURES, Question, compare
-from wsmerge.steering.similarity.plot import plot_monitor
+from wsmerge.steering.similarity.plot import _draw, plot_monitor
 from wsmerge.steering.similarity.report import RunLabel
 from wsmerge.steering.similarity.rows import Sample, rows_of
 from wsmerge.steering.similarity.update import BaseBlocks, Update
@@ -173,7 +174,10 @@ def test_labelled_runs(tmp_path, base, made):
             [item.readings[number].value("cosine") or 0.0 for item in report.checked if item.label == label]
             for label in ("contaminated", "clean")
         )
-        assert report.auroc()[reading.direction] == pytest.approx(naive_auroc(contaminated, clean))
+        found = report.auroc()[reading.direction]
+        assert found.value == pytest.approx(naive_auroc(contaminated, clean))
+        assert (found.contaminated, found.clean) == (3, 3)
+        assert 0 <= found.low < found.value <= found.high <= 1
     everything_clean: dict[str, RunLabel] = dict.fromkeys(runs, "clean")
     one_group = MonitorOptions(labels=everything_clean)
     with pytest.raises(UsageError, match="nothing to tell apart"):
@@ -392,3 +396,15 @@ def test_what_cannot_be_compared(tmp_path, base, made):
     with pytest.raises(BaseMismatchError) as caught:
         monitor(other, made[:1], [other])
     assert len(caught.value.details) == len(directions()[0].shapes)
+
+
+def test_a_plot_has_a_line_a_run(tmp_path, base, made):
+    """Steps of several runs are not joined into one line that goes up and down at each of them."""
+    names = [str(fine_tune(base, tmp_path / run / f"checkpoint-{n}", seed=n)) for run in ("a", "b") for n in (4, 8, 12)]
+    report = monitor(base, made[:2], names)
+    assert [item.run for item in report.checked] == [str(tmp_path / run) for run in ("a", "b") for _ in range(3)]
+    axes = Figure().add_subplot()
+    _draw(axes, report)
+    lines = [np.asarray(line.get_xdata()).tolist() for line in axes.get_lines()]
+    assert lines == [[4, 8, 12]] * 4
+    assert len(set(axes.get_legend_handles_labels()[1])) == 4

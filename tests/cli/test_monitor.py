@@ -49,7 +49,10 @@ def test_table_json_and_files(tmp_path, wsmerge, base, made, runs):
     for item, expected in zip(report["checkpoints"], wanted.checked, strict=True):
         assert item["step"] == expected.step
         assert item["readings"][0]["all"]["cosine"] == expected.readings[0].scopes.whole.cosine
-        assert item["readings"][0]["null"]["drawn"] == 3
+        null, drawn = item["readings"][0]["null"], item["readings"][0]["drawn"]
+        assert (len(drawn), null["drawn"]) == (3, 0)  # three draws are no band
+        assert null["high"] == expected.readings[0].band().high
+    assert "3 random ones" in done.out
     with (tmp_path / "out.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["scope"] == "all" and row["control"] == "False"]
     assert [float(row["cosine"]) for row in rows] == [item.readings[0].scopes.whole.cosine for item in wanted.checked]
@@ -105,7 +108,11 @@ def test_labels_from_a_file_and_from_options(tmp_path, wsmerge, base, made, runs
     from_file = json.loads(wsmerge(*arguments, "--labels", labels, "--json").out)
     options = ["--contaminated", runs[1], "--contaminated", runs[2], "--clean", clean]
     from_options = json.loads(wsmerge(*arguments, *options, "--json").out)
-    assert from_file["auroc"] == from_options["auroc"] == {"low-rank@1.0.0": 1.0}
+    assert from_file["auroc"] == from_options["auroc"]
+    found = from_file["auroc"]["low-rank@1.0.0"]
+    # Two checkpoints of one run are one run.
+    assert (found["value"], found["high"], found["contaminated"], found["clean"]) == (1.0, 1.0, 1, 1)
+    assert found["low"] < 0.3
     assert "AUROC" in wsmerge(*arguments, *options).out
 
 

@@ -86,8 +86,8 @@ def monitor_command(
     """Compare what training changed with directions: cosine, projection and norm of checkpoint - base.
 
     Checkpoints are read once, by blocks; adapters are compared in their factors. The band is where 95 % of the cosines
-    with random directions of the same spectrum lie: exact but for its shape, or drawn (--null N). With labelled runs the
-    AUROC says how well the measure tells contaminated from clean.
+    with random directions of the same spectrum lie: exact but for its shape, or drawn (--null N, 39 or more). With labelled
+    runs the AUROC says how well the measure tells contaminated runs from clean ones, each by its last checkpoint.
 
     With --sample 0.01 one row in a hundred of every matrix is read, and of directions of a rank above 16 some of their
     components, the same ones at every checkpoint. A cosine may then lie two standard errors off its estimate: tell nothing
@@ -152,21 +152,29 @@ def _tell(output: Output, report: MonitorReport, scope: str | None) -> None:
         _print_parts(output, report, scope)
     scores = report.auroc()
     if scores:
-        output.table(("direction", f"AUROC of {report.measure}"), list(scores.items()))
+        rows = [(name, one.value, f"{one.low:.2f} to {one.high:.2f}", *one[3:]) for name, one in scores.items()]
+        output.table(("direction", f"AUROC of {report.measure}", "95 %", "contaminated runs", "clean runs"), rows)
 
 
 def _print_whole(output: Output, report: MonitorReport) -> None:
+    from wsmerge.steering.similarity.monitoring import MIN_DRAWS
+
     beside = () if report.sample is None else (_ERROR,)
     rows: list[tuple[object, ...]] = []
+    draws = max((len(reading.drawn) for item in report.checked for reading in item.readings), default=0)
+    few = draws if draws < MIN_DRAWS else 0
     for item in report.checked:
         for reading in item.readings:
             whole, without, band = reading.scopes.whole, reading.scopes.without_embeddings, reading.band()
             name = f"{reading.direction} (control)" if reading.control else reading.direction
             interval = f"{band.low:+.2g} to {band.high:+.2g}"
+            drawn = (f"{min(reading.drawn):+.2g} to {max(reading.drawn):+.2g}" if reading.drawn else "",) if few else ()
             cosine, projection = ((whole.errors.cosine,), (whole.errors.projection,)) if whole.errors else ((), ())
             figures = (whole.cosine, *cosine, without.cosine, whole.projection, *projection, whole.update_norm)
-            rows.append((item.name, name, *figures, interval))
+            rows.append((item.name, name, *figures, interval, *drawn))
     heads = ("cosine", *beside, "no embeddings", "projection", *beside, "norm", "random 95 %")
+    if few:  # what few draws span is no band of 95 %
+        heads += (f"{few} random ones",)
     output.table(("checkpoint", "direction", *heads), rows)
 
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from scipy.special import gammaincinv, stdtrit
 
 __all__ = [
+    "TWO_SIDED_95",
     "Interval",
     "change_interval",
     "clusters_of",

@@ -1,11 +1,13 @@
 """Random directions: the spectrum that they keep, and the statistics of the cosines that they give."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
 from tests.oracles.similarity import dense_of, naive_auroc
 from tests.sources import random_direction
-from wsmerge.steering.similarity.auroc import auroc
+from wsmerge.steering.similarity.auroc import auroc, auroc_interval
 from wsmerge.steering.similarity.monitoring import Question, compare
 from wsmerge.steering.similarity.nulls import NullDirection
 
@@ -80,3 +82,24 @@ def test_auroc_against_every_pair():
     assert auroc([2, 3], [0, 1]) == 1
     assert auroc([0], [1, 2]) == 0
     assert auroc([1, 1], [1]) == 0.5
+
+
+@pytest.mark.parametrize(("positive", "negative"), [(3, 3), (6, 4), (20, 20)])
+@pytest.mark.parametrize("apart", [0.0, 1.0, 2.0])
+def test_coverage_of_the_interval_of_auroc(positive, negative, apart):
+    generator = np.random.default_rng(1)
+    draws, covered = 400, 0
+    truth = NormalDist().cdf(apart / np.sqrt(2))
+    for _ in range(draws):
+        found = auroc_interval(generator.normal(apart, 1, positive), generator.normal(0, 1, negative))
+        covered += found.low <= truth <= found.high
+    assert covered / draws > 0.95 - 3 * np.sqrt(0.95 * 0.05 / draws)
+
+
+def test_groups_that_are_wholly_apart_still_have_an_interval():
+    found = auroc_interval([2, 3, 4], [0, 1])
+    assert (found.value, found.high) == (1, 1)
+    assert 0.1 < found.low < 0.7
+    mirrored = auroc_interval([0, 1], [2, 3, 4])
+    assert (mirrored.value, mirrored.low) == (0, 0)
+    assert mirrored.high == pytest.approx(1 - found.low)

@@ -24,12 +24,12 @@ def point(strength: float, behaviour: float, skill: float, nats: float) -> Point
     """A point whose figures are these, from a model at 0.5, 0.5 and 1 nat per token."""
     tokens = np.array([10.0, 30.0])
     samples = {
-        "b": Samples.of("behaviour", [behaviour] * 4),
+        "b": Samples.of("behaviour", [behaviour] * 40),
         "c": Samples.of("capability", [skill] * 4),
         "p": Samples("perplexity", "perplexity", nats * tokens, tokens),
     }
     before = {
-        "b": Samples.of("behaviour", [0.5] * 4),
+        "b": Samples.of("behaviour", [0.5] * 40),
         "c": Samples.of("capability", [0.5] * 4),
         "p": Samples("perplexity", "perplexity", tokens, tokens),
     }
@@ -60,6 +60,32 @@ def test_the_pick_is_the_best_of_all_that_are_affordable(rows, aim, drop, rise):
     else:
         equal = [k for k, gain in affordable.items() if gain == best]
         assert found.strength == min(equal, key=lambda k: (abs(k), k))
+
+
+def noisy(strength: float, mean: float, items: int) -> Point:
+    """A point whose changes are `mean` and have a standard deviation near 1."""
+    changes = mean + np.tile([-1.0, 1.0], items // 2)
+    before = Samples.of("behaviour", np.zeros(items), "mean")
+    return Point(
+        PointKey("m", strength, "validation"),
+        figures_of({"b": Samples.of("behaviour", changes, "mean")}, {"b": before}),
+    )
+
+
+def test_an_effect_within_the_noise_is_not_picked_and_told():
+    points = [noisy(1.0, 0.2, 16), noisy(2.0, 0.3, 16), noisy(-1.0, -0.1, 16)]
+    found = pick_strength("m", points, "b", Pick(aim="increase"))
+    assert (found.strength, found.effect, found.doubtful) == (0.0, 0.0, 2.0)
+    assert found.change == points[1].figures["b"].change
+    assert found.change is not None
+    assert found.change.low < 0 < found.change.high
+    clear = noisy(0.5, 0.1, 1000)
+    assert pick_strength("m", [*points, clear], "b", Pick(aim="increase")).strength == 0.5
+
+
+def test_a_clear_change_in_the_wrong_direction_is_neither_picked_nor_doubtful():
+    found = pick_strength("m", [noisy(1.0, -2.0, 100)], "b", Pick(aim="increase"))
+    assert (found.strength, found.change, found.doubtful) == (0.0, None, None)
 
 
 def test_a_point_without_figures_is_never_picked():

@@ -22,8 +22,11 @@ from wsmerge.steering.baselines import ActivationSteering, Subject, response_dif
 from wsmerge.steering.evaluation import generate, perplexity, score_choices
 from wsmerge.steering.pairs import load_pairs
 from wsmerge.steering.sweep import measures as measures_module
+from wsmerge.steering.sweep.files import results_json
 from wsmerge.steering.sweep.journal import PointKey
+from wsmerge.steering.sweep.reading import parse_sweep
 from wsmerge.steering.sweep.results import SweepResult
+from wsmerge.steering.sweep.tables import sentences
 
 SHAPES = {
     f"model.layers.{layer}.{module}.weight": shape
@@ -297,13 +300,44 @@ def test_only_the_picked_strength_is_measured_on_test_where_that_is_asked(lab, t
 
 
 def test_a_strength_that_breaks_the_model_is_told_and_not_picked(lab, tmp_path):
-    fields = settings(methods=[{"weights": "./direction", "label": "contrastive"}], k=[0.5, 1e37])
+    fields = settings(methods=[{"weights": "./direction", "label": "contrastive"}], k=[1.0, 1e37])
     result = sweep(write(lab, fields, "broken.yaml"), tmp_path)
     broken = result.point("contrastive", 1e37, "test")
     assert broken is not None
     assert broken.figures == {}
-    assert result.picks[0].strength == 0.5
+    assert result.picks[0].strength == 1.0
     assert len(result.curve("contrastive", "test")) == 3
+
+
+def test_a_range_that_stops_ends_where_the_budget_is_passed_each_sign_apart(lab, tmp_path):
+    method = {"weights": "./direction", "label": "contrastive"}
+    fields = settings(methods=[method], k={"from": 0.01, "to": 2.56, "points": 5, "stop": True})
+    fields["pick"]["perplexity_rise"] = 3.0
+    result = sweep(write(lab, fields, "stops.yaml"), tmp_path)
+    strengths = [0.01, 0.04, 0.16, 0.64, 2.56]
+    left = result.unmeasured("contrastive")
+    for sign in (-1, 1):
+        curve = [point for point in result.curve("contrastive", "validation") if sign * point.key.strength > 0]
+        curve.sort(key=lambda point: abs(point.key.strength))
+        measured = [sign * point.key.strength for point in curve]
+        assert measured == strengths[: len(measured)]
+        assert sorted(sign * k for k in left if sign * k > 0) == strengths[len(measured) :]
+        costs = [point.figures["text"].cost for point in curve]
+        assert all(cost <= 3 for cost in costs[:-1])
+        assert costs[-1] > 3 or len(measured) == 5
+    assert left
+    told = [line for line in sentences(result) if "nothing was measured" in line]
+    assert [line.startswith("contrastive: beyond k = ") for line in told] == [True]
+    assert results_json(result)["unmeasured"] == {"contrastive": list(left)}
+
+
+def test_only_the_default_range_stops():
+    fields = settings()
+    assert not parse_sweep(fields).stops(parse_sweep(fields).methods[0])
+    del fields["k"]
+    config = parse_sweep(fields)
+    assert config.stops(config.methods[0])
+    assert not config.stops(next(one for one in config.methods if one.system_prompt))
 
 
 def test_all_that_is_wrong_with_items_at_once_and_before_the_model_is_loaded(lab, tmp_path):

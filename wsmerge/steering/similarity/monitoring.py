@@ -10,6 +10,7 @@ from typing import Final, Literal, NamedTuple, get_args
 import numpy as np
 
 from wsmerge.core.tensors import DeltaSource
+from wsmerge.steering.bootstrap import TWO_SIDED_95
 from wsmerge.steering.similarity.estimates import estimated_products
 from wsmerge.steering.similarity.groups import Alignment, Groups, Scopes, scopes_of
 from wsmerge.steering.similarity.nulls import NullDirection
@@ -17,7 +18,7 @@ from wsmerge.steering.similarity.products import Gram, inner_products
 from wsmerge.steering.similarity.rows import Sample
 from wsmerge.steering.similarity.vectors import Vector, lay_over
 
-__all__ = ["MEASURES", "Band", "Measure", "Question", "Reading", "compare", "value_of"]
+__all__ = ["MEASURES", "MIN_DRAWS", "Band", "Measure", "Question", "Reading", "compare", "value_of"]
 
 Measure = Literal[
     "cosine",
@@ -32,7 +33,8 @@ Measure = Literal[
 MEASURES: Final[tuple[Measure, ...]] = get_args(Measure)
 _MAX_TOGETHER: Final = 8
 """Updates that share one pass over the base: each takes some buffers a thread."""
-_TWO_SIDED_95: Final = 1.959963984540054
+MIN_DRAWS: Final = 39
+"""Fewer draws have no 2.5 % quantile: the lowest of n draws has 1 / (n + 1) of all below it."""
 
 
 class Band(NamedTuple):
@@ -43,7 +45,7 @@ class Band(NamedTuple):
         std: their standard deviation.
         low: 2.5 % lie below it.
         high: 2.5 % lie above it.
-        drawn: how many were drawn; 0 where the band is computed from the update's and the direction's norms alone.
+        drawn: how many were drawn; 0 where the band is computed and not drawn.
     """
 
     mean: float
@@ -83,19 +85,18 @@ class Reading:
         return dict(zip(("cosine", "projection", "norm"), errors, strict=True))[measure.partition("-")[0]]
 
     def band(self, *, embeddings: bool = True) -> Band:
-        """The band of cosines that mean nothing: of the drawn directions, else by the exact standard deviation.
+        """The band of cosines that mean nothing: of `MIN_DRAWS` drawn directions or more, else by the standard deviation.
 
         Without draws the quantiles are those of a normal distribution, which sums over many tensors are close to. Of a
         sample, drawn cosines are estimated over the rows that are read, so that the band holds the error of estimates too;
         without draws it is that of exact cosines, and the standard error comes on top of it.
         """
         drawn = self.drawn if embeddings else self.drawn_without_embeddings
-        if drawn:
+        if len(drawn) >= MIN_DRAWS:
             low, high = np.quantile(drawn, [0.025, 0.975])
-            spread = float(np.std(drawn, ddof=1)) if len(drawn) > 1 else 0.0
-            return Band(float(np.mean(drawn)), spread, float(low), float(high), len(drawn))
+            return Band(float(np.mean(drawn)), float(np.std(drawn, ddof=1)), float(low), float(high), len(drawn))
         std = (self.scopes.whole if embeddings else self.scopes.without_embeddings).null_std
-        return Band(0.0, std, -_TWO_SIDED_95 * std, _TWO_SIDED_95 * std, 0)
+        return Band(0.0, std, -TWO_SIDED_95 * std, TWO_SIDED_95 * std, 0)
 
 
 def value_of(scopes: Scopes, measure: Measure) -> float | None:

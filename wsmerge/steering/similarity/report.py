@@ -11,12 +11,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.errors import OutputError, UsageError
-from wsmerge.steering.similarity.auroc import auroc
+from wsmerge.steering.similarity.auroc import auroc_interval
 from wsmerge.steering.similarity.groups import Alignment
 from wsmerge.steering.similarity.monitoring import Measure, Reading
 from wsmerge.steering.similarity.rows import Sample
 
-__all__ = ["Checked", "MonitorReport", "Passed", "RunLabel", "step_of"]
+__all__ = ["Auroc", "Checked", "MonitorReport", "Passed", "RunLabel", "step_of"]
 
 RunLabel = Literal["contaminated", "clean"]
 
@@ -32,8 +32,12 @@ _ESTIMATE_COLUMNS: Final = (
 
 def step_of(path: Path) -> int | None:
     """The training step that a checkpoint's name tells (`checkpoint-100`), None where it tells none."""
-    match = _STEP.search(path.stem if path.suffix == ".safetensors" else path.name)
+    match = _STEP.search(_step_name(path))
     return int(match["step"]) if match else None
+
+
+def _step_name(path: Path) -> str:
+    return path.stem if path.suffix == ".safetensors" else path.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,30 @@ class Checked:
     step: int | None
     label: RunLabel | None
     readings: tuple[Reading, ...]
+
+    @property
+    def run(self) -> str:
+        """The training run: the path up to what tells the step, or the whole name where nothing does."""
+        path = Path(self.name)
+        return self.name if self.step is None else str(path.parent / _STEP.sub("", _step_name(path)))
+
+
+class Auroc(NamedTuple):
+    """The chance that a contaminated run's measure is above a clean one's, with its 95 % interval.
+
+    Attributes:
+        value: 1 where the groups are apart, 0.5 where the measure tells nothing.
+        low: the lower end.
+        high: the upper end.
+        contaminated: how many runs are contaminated.
+        clean: how many are clean.
+    """
+
+    value: float
+    low: float
+    high: float
+    contaminated: int
+    clean: int
 
 
 class Passed(NamedTuple):
@@ -93,15 +121,22 @@ class MonitorReport:
             if not reading.control and (value := reading.value(self.measure)) is not None and value >= self.threshold
         )
 
-    def auroc(self) -> dict[str, float]:
-        """For each direction and control the chance that a contaminated run's measure is above a clean one's.
+    def auroc(self) -> dict[str, Auroc]:
+        """For each direction and control how well its measure tells contaminated runs from clean ones.
 
-        Empty where no run has a label.
+        A run counts once, with the last of its labelled checkpoints. Empty where no run has a label.
 
         Raises:
             UsageError: labels of one group only, or a labelled run whose measure is not defined.
         """
-        labelled = [item for item in self.checked if item.label]
+        # Checkpoints of one run are no further evidence; a run that has both labels is one of each kind.
+        last: dict[tuple[str, RunLabel], Checked] = {}
+        for item in self.checked:
+            if item.label:
+                held = last.setdefault((item.run, item.label), item)
+                if (item.step or 0) >= (held.step or 0):
+                    last[item.run, item.label] = item
+        labelled = list(last.values())
         if not labelled:
             return {}
         if len({item.label for item in labelled}) < 2:
@@ -109,12 +144,12 @@ class MonitorReport:
                 f"every labelled run is {labelled[0].label}, so there is nothing to tell apart",
                 hint="label runs of both groups: contaminated and clean",
             )
-        return {
-            reading.direction: auroc(
-                self._scores(labelled, place, "contaminated"), self._scores(labelled, place, "clean")
-            )
-            for place, reading in enumerate(labelled[0].readings)
-        }
+        found = {}
+        for place, reading in enumerate(labelled[0].readings):
+            groups = [self._scores(labelled, place, label) for label in ("contaminated", "clean")]
+            interval = auroc_interval(*groups)
+            found[reading.direction] = Auroc(interval.value, interval.low, interval.high, *map(len, groups))
+        return found
 
     def _scores(self, labelled: list[Checked], place: int, label: RunLabel) -> list[float]:
         scores = []
@@ -169,7 +204,7 @@ class MonitorReport:
                 }
                 for item in self.checked
             ],
-            "auroc": self.auroc(),
+            "auroc": {name: found._asdict() for name, found in self.auroc().items()},
             "passed": [item._asdict() for item in self.passed],
         }
 
@@ -183,6 +218,7 @@ def _reading(reading: Reading) -> dict[str, Any]:
         "without_embeddings": _figures(scopes.without_embeddings),
         "null": reading.band()._asdict(),
         "null_without_embeddings": reading.band(embeddings=False)._asdict(),
+        "drawn": list(reading.drawn),
         "layers": {name: _figures(found) for name, found in scopes.layers.items()},
         "modules": {name: _figures(found) for name, found in scopes.modules.items()},
     }

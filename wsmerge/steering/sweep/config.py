@@ -187,7 +187,8 @@ class SweepConfig(Settings):
         dtype: what the model is loaded in; `auto` is bfloat16 on a GPU and float32 elsewhere.
         device: as torch names it.
         batch_size: prompts read at once.
-        k: the strengths of every method that has none of its own.
+        k: the strengths of every method that has none of its own; where the file does not say, each sign goes as far as the
+            first strength that is over the budget.
         methods: what is compared.
         measures: what is measured, by name.
         pick: how a strength is picked.
@@ -201,7 +202,7 @@ class SweepConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "cpu"
     batch_size: PositiveInt = 16
-    k: Strengths = Grid(start=0.25, to=16, points=7)
+    k: Strengths = Grid(start=0.25, to=16, points=7, stop=True)
     methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)]
     measures: Annotated[Mapping[str, Measure], Field(min_length=1)]
     pick: Pick = Pick()
@@ -220,6 +221,11 @@ class SweepConfig(Settings):
         if method.system_prompt is not None:
             return (-1.0, 1.0)
         return strengths_of(self.k if method.k is None else method.k)
+
+    def stops(self, method: MethodConfig) -> bool:
+        """Whether strengths of `method` beyond the first that is over the budget are left out."""
+        k = self.k if method.k is None else method.k
+        return method.system_prompt is None and isinstance(k, Grid) and k.stop
 
     @model_validator(mode="after")
     def _check_together(self) -> SweepConfig:

@@ -54,7 +54,11 @@ def results_json(result: SweepResult) -> dict[str, Any]:
         "settings": result.config.model_dump(mode="json", by_alias=True, exclude_none=True),
         "target": result.config.target,
         "reference": result.reference,
-        "picks": [asdict(picked) for picked in result.picks],
+        "picks": [
+            {**asdict(picked), "change": None if picked.change is None else _edges(picked.change)}
+            for picked in result.picks
+        ],
+        "unmeasured": {method: list(left) for method in result.methods if (left := result.unmeasured(method))},
         "layers": dict(result.layers),
         "points": [
             {

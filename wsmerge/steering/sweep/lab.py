@@ -89,6 +89,7 @@ class Lab(Closing):
                 partial(self._make, method),
                 self._candidates(method.activation),
                 method.activation.choose_at if method.activation is not None else 1.0,
+                self._config.stops(method),
             )
             for method in self._config.methods
         ]

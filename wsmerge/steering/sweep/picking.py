@@ -1,13 +1,14 @@
 """Picking a strength: the largest effect on validation that costs no more than it may; and what is on the Pareto front.
 
 A strength is affordable where no figure's cost is above what the budget has for its role. Of the affordable ones whose
-effect is above 0 the largest effect wins, of equal effects the smaller |k|, of equal |k| the negative one. If there is none
-the pick is k = 0: the model as it is.
+effect is above 0, and whose paired change from k = 0 has an interval without 0, the largest effect wins, of equal effects
+the smaller |k|, of equal |k| the negative one. If there is none the pick is k = 0: the model as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from wsmerge.steering.sweep.config import Pick
@@ -52,12 +53,17 @@ def pick_strength(
     method: str, points: Iterable[Point], target: str, pick: Pick, original: float | None = None
 ) -> Picked:
     """The strength of `method` that is picked among its points on validation."""
-    best = Picked(method, 0.0, 0.0)
+    best = doubtful = Picked(method, 0.0, 0.0)
     for point in sorted(points, key=lambda point: (abs(point.key.strength), point.key.strength)):
         if target in point.figures and is_affordable(point.figures, pick):
-            effect = effect_of(point.figures[target], pick, original)
-            if effect > best.effect:
-                best = Picked(method, point.key.strength, effect)
+            figure = point.figures[target]
+            found = Picked(method, point.key.strength, effect_of(figure, pick, original), figure.change)
+            if not figure.change.excludes_zero:
+                doubtful = max(doubtful, found, key=lambda one: one.effect)
+            elif found.effect > best.effect:
+                best = found
+    if best.strength == 0 and doubtful.strength != 0:
+        return replace(best, change=doubtful.change, doubtful=doubtful.strength)
     return best
 
 

@@ -58,11 +58,16 @@ class Picked:
         method: its label.
         strength: k; 0 where no strength has an effect within the budget.
         effect: what the target gained on validation, towards the aim, in its own unit.
+        change: the target's change from k = 0 on validation, at `strength` or, where that is 0, at `doubtful`.
+        doubtful: where nothing is picked, the affordable strength with the largest effect towards the aim: its interval
+            holds 0. None where there is no such strength.
     """
 
     method: str
     strength: float
     effect: float
+    change: Interval | None = None
+    doubtful: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,12 @@ class SweepResult:
     def shown(self) -> Split:
         """The split whose curves are told: `test` where every strength was measured on it."""
         return "test" if self.config.test == "all" else "validation"
+
+    def unmeasured(self, method: str) -> tuple[float, ...]:
+        """The strengths of a method that were left out, since smaller ones of the same sign are over the budget."""
+        named = next(one for one in self.config.methods if one.name == method)
+        measured = {point.key.strength for point in self.points if point.key.method == method}
+        return tuple(strength for strength in self.config.strengths(named) if strength not in measured)
 
     def original(self, split: Split) -> float | None:
         """The target of the original base, where a fine-tune is repaired."""

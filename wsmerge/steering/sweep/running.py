@@ -6,6 +6,7 @@ not made again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from wsmerge.steering.sweep.config import SweepConfig
 from wsmerge.steering.sweep.items import Split
 from wsmerge.steering.sweep.journal import Journal, PointKey
 from wsmerge.steering.sweep.measures import Scorer, measure
-from wsmerge.steering.sweep.picking import pick_strength
+from wsmerge.steering.sweep.picking import is_affordable, pick_strength
 from wsmerge.steering.sweep.results import BASE, FINE_TUNE, Picked, Point, SweepResult, figures_of
 from wsmerge.steering.sweep.samples import Samples
 
@@ -39,6 +40,7 @@ class Contestant:
         make: makes the method for a layer; None where the method has no layer to choose.
         candidates: layers to choose from; empty where there is nothing to choose.
         choose_at: the strength, above 0, at which layers are tried.
+        stops: whether strengths beyond the first that is over the budget are left out, each sign apart.
     """
 
     label: str
@@ -46,6 +48,7 @@ class Contestant:
     make: Callable[[int | None], Method]
     candidates: tuple[int, ...] = ()
     choose_at: float = 1.0
+    stops: bool = False
     _made: dict[int | None, Method] = field(default_factory=dict)
 
     def method(self, layer: int | None) -> Method:
@@ -125,9 +128,19 @@ class Sweep:
     def _measure_contestant(self, contestant: Contestant) -> None:
         if contestant.candidates:
             self._layers[contestant.label] = self._best_layer(contestant)
-        for strength in contestant.strengths:
+        passed: set[float] = set()
+        for strength in sorted(contestant.strengths, key=abs):
+            sign = math.copysign(1, strength)
+            if sign in passed:
+                continue
             for split in _SPLITS if self._config.test == "all" else _SPLITS[:1]:
                 self._measure(contestant, strength, split)
+            if contestant.stops and not self._is_affordable(PointKey(contestant.label, strength, "validation")):
+                passed.add(sign)
+
+    def _is_affordable(self, key: PointKey) -> bool:
+        point = self._point(key)
+        return bool(point.figures) and is_affordable(point.figures, self._config.pick)
 
     def _best_layer(self, contestant: Contestant) -> int:
         """The layer at which the target moves most between -k and +k; the lowest of equal ones."""
@@ -192,9 +205,12 @@ class Sweep:
         return self._journal.points[PointKey(BASE, 0.0, "validation")][self._config.target].interval.value
 
     def _points(self) -> Iterator[Point]:
-        for key in self._order:
-            reference: dict[str, Samples] = self._journal.points[PointKey(self._reference, 0.0, key.split)]
-            yield Point(key, figures_of(self._journal.points[key], reference))
+        methods = list(dict.fromkeys(key.method for key in self._order))
+        return map(self._point, sorted(self._order, key=lambda key: (methods.index(key.method), key.strength)))
+
+    def _point(self, key: PointKey) -> Point:
+        reference: dict[str, Samples] = self._journal.points[PointKey(self._reference, 0.0, key.split)]
+        return Point(key, figures_of(self._journal.points[key], reference))
 
 
 def _same(subject: Subject) -> Callable[[], AbstractContextManager[Subject]]:

@@ -27,12 +27,14 @@ class Grid(Settings):
         to: the largest.
         points: how many.
         signs: whether they stand above 0, below 0, or both.
+        stop: whether those beyond the first that is over the budget are left out, each sign apart.
     """
 
     start: Annotated[PositiveFloat, Field(alias="from")]
     to: PositiveFloat
     points: PositiveInt
     signs: Literal["both", "plus", "minus"] = "both"
+    stop: bool = False
 
     @model_validator(mode="after")
     def _check_order(self) -> Grid:

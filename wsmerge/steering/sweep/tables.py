@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from wsmerge.steering.bootstrap import Interval
 from wsmerge.steering.sweep.picking import is_affordable
@@ -43,11 +44,31 @@ def sentences(result: SweepResult) -> Iterator[str]:
     """What was picked, in words."""
     for picked in result.picks:
         layer = f" at layer {result.layers[picked.method]}" if picked.method in result.layers else ""
-        if picked.strength == 0:
-            yield f"{picked.method}{layer}: no strength has an effect within the budget"
+        moves = ""
+        if picked.change is not None:
+            change = picked.change
+            interval = f"[{change.low:+.3g}, {change.high:+.3g}]"
+            moves = f"moves {result.config.target} by {change.value:+.3g} {interval} on validation"
+        if picked.strength != 0:
+            yield f"{picked.method}{layer}: k = {picked.strength:+g} is the best within the budget; it {moves}"
+        elif picked.doubtful is not None:
+            yield (
+                f"{picked.method}{layer}: nothing is picked: within the budget k = {picked.doubtful:+g} has the largest "
+                f"effect, and the interval of its change holds 0; it {moves}"
+            )
         else:
-            effect = f"{result.config.target} by {picked.effect:.3g} on validation"
-            yield f"{picked.method}{layer}: k = {picked.strength:+g} is the best within the budget; it moves {effect}"
+            yield f"{picked.method}{layer}: nothing is picked: no strength has an effect within the budget"
+    for method in result.methods:
+        if left := result.unmeasured(method):
+            told = " and ".join(f"k = {end:+g}" for end in _ends(result, method, left))
+            yield f"{method}: beyond {told} nothing was measured, since the budget is passed there"
+
+
+def _ends(result: SweepResult, method: str, left: Sequence[float]) -> Iterator[float]:
+    """The outermost measured strength of each sign that has others beyond it."""
+    measured = [point.key.strength for point in result.curve(method, "validation")]
+    for sign in sorted({math.copysign(1, k) for k in left}):
+        yield sign * max(sign * k for k in measured)
 
 
 def _affordable(point: Point, result: SweepResult) -> str:
