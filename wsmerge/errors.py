@@ -16,6 +16,7 @@
     |   |-- NotFoundError           no such direction, version, alias or digest
     |   |-- ConflictError           the version is taken, by other content
     |   `-- VerificationError       stored bytes are not what their digest says (exit code 3)
+    |-- SteeringError               a loaded model that others change, or steer, while it is steered
     |-- HubError                    the Hugging Face Hub: not reached, refuses, or answers what cannot be
     |-- JudgeError                  a judge of answers: not reached, refuses, or gives no score
     |-- OutputError                 the output cannot be written: exists, no room, no permission
@@ -46,6 +47,7 @@ __all__ = [
     "PairsError",
     "Problems",
     "RecipeError",
+    "SteeringError",
     "StoreError",
     "TensorFileError",
     "UsageError",
@@ -180,6 +182,12 @@ class VerificationError(StoreError):
 
     code = "verification"
     exit_code = EXIT_VERIFICATION
+
+
+class SteeringError(WsmergeError):
+    """A loaded model that others change, or steer, while it is steered."""
+
+    code = "steering"
 
 
 class HubError(WsmergeError):

@@ -82,7 +82,7 @@ def test_factors_are_read_once_and_originals_copied_once():
         for k in (1.0, -1.0, 0.0, 2.0):
             steering.set({"one": k})
         assert source.reads == 2
-        assert len(steering._originals) == 2
+        assert len(steering._block.records) == 2
 
 
 def test_a_parameter_whose_coefficient_stays_is_not_touched():
@@ -200,3 +200,23 @@ def test_references_and_opened_directions_in_the_api(tmp_path):
     with wsmerge.steerable(model, [str(tmp_path / "direction")]) as steering, steering.at(1.5):
         assert bits(model) == once
     assert bits(model) == original
+
+
+@pytest.mark.parametrize("k", [1.5, np.float32(1.5), np.float64(1.5), torch.tensor(1.5), np.array(1.5)])
+def test_numbers_and_paths_of_a_notebook(tmp_path, k):
+    base = save_tiny_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "plus", {"model.layers.0.mlp.up_proj.weight": (64, 32)}, seed=1, scale=0.3)
+    folder = tmp_path / "direction"
+    wsmerge.extract("yes", base=base, positive=adapter, to=folder).close()
+    model = tiny_model()
+    with wsmerge.steer(model, {str(folder): 1.5}):
+        wanted = bits(model)
+    with wsmerge.steer(model, {folder: k}):
+        assert bits(model) == wanted
+    with wsmerge.steerable(model, [folder]) as steering:
+        with steering.at(k):
+            assert bits(model) == wanted
+        steering.set({folder: k})
+        assert bits(model) == wanted
+    with pytest.raises(UsageError, match="is no direction"), wsmerge.steer(model, {7: k}):  # type: ignore[dict-item]
+        pass

@@ -16,7 +16,7 @@ from tests.sources import MemoryDirection, identity
 from wsmerge.core.deltas import Delta, DenseDelta, LowRankDelta
 from wsmerge.core.dtypes import BF16, F16, F32, F64, from_float64
 from wsmerge.errors import BaseMismatchError, NonFiniteError
-from wsmerge.steering import adding
+from wsmerge.steering import steer
 from wsmerge.steering.steer import parameter_names, steered
 
 DTYPES = {torch.bfloat16: BF16, torch.float16: F16, torch.float32: F32, torch.float64: F64}
@@ -328,7 +328,7 @@ def test_blocks_do_not_change_the_result(monkeypatch, rank):
     source = direction(model, UP, EMBED, "model.norm.weight", rank=rank)
     with steered(model, [all_at(source, 1.5)]):
         whole = {name: float64(model.get_parameter(name)) for name in source.shapes}
-    monkeypatch.setattr(adding, "_BLOCK_ELEMENTS", 40)
+    monkeypatch.setattr(steer, "_BLOCK_ELEMENTS", 40)
     with steered(model, [all_at(source, 1.5)]):
         for name, values in whole.items():
             assert np.allclose(float64(model.get_parameter(name)), values, atol=1e-7)

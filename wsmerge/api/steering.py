@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsmerge.api.references import WeightLike, ks_of, opened
@@ -28,35 +29,37 @@ __all__ = ["steer", "steerable"]
 @contextmanager
 def steer(
     model: torch.nn.Module,
-    weights: Mapping[str, WeightLike] | Mapping[Direction, WeightLike],
+    weights: Mapping[str, WeightLike] | Mapping[Path, WeightLike] | Mapping[Direction, WeightLike],
     *,
     store: Registry | None = None,
 ) -> Iterator[None]:
     """Steer a loaded model for the time of a `with` block: theta + sum_i k_i(layer, tensor) * w_i, in place.
 
     On leaving, also when the body raises, every parameter has the bits it had before. A tied parameter is changed once.
+    Blocks may begin and end in any order, within one thread; while several are open, their changes add up.
 
         with wsmerge.steer(model, {"sycophancy@1.0.0": -1.5}):
             model.generate(...)
 
     Args:
         model: a transformers model (or any module with the base's parameter names), on any device.
-        weights: reference (or opened direction) and coefficient k, or k by layer.
+        weights: reference (or folder, or opened direction) and coefficient k, or k by layer.
         store: where references are looked up.
 
     Raises:
         BaseMismatchError: a direction that does not fit the model; nothing was changed.
         RecipeError: a coefficient that does not fit its direction.
+        SteeringError: another thread steers the model; or, on leaving, parameters that others changed in the block: these
+            are left as they are.
     """
     from wsmerge.steering.steer import parameter_names, steered  # noqa: PLC0415 - needs torch
 
-    named = [key for key in weights if isinstance(key, str)]
-    with opened(named, store or open_registry()) as found:
+    with opened(weights, store or open_registry()) as found:
         names = parameter_names(model)
-        terms = []
-        for key, weight in weights.items():
-            direction = found[key] if isinstance(key, str) else key
-            terms.append((direction, ks_of(coefficients_for(weight_from(weight), direction.shapes, names))))
+        terms = [
+            (found[key], ks_of(coefficients_for(weight_from(weight), found[key].shapes, names)))
+            for key, weight in weights.items()
+        ]
         with steered(model, terms):
             yield
 
@@ -64,7 +67,7 @@ def steer(
 @contextmanager
 def steerable(
     model: torch.nn.Module,
-    directions: Iterable[str] | Mapping[str, str | Direction],
+    directions: Iterable[str | Path] | Mapping[str, str | Path | Direction],
     *,
     store: Registry | None = None,
 ) -> Iterator[Steering]:
@@ -79,18 +82,19 @@ def steerable(
 
     Args:
         model: a transformers model (or any module with the base's parameter names), on any device.
-        directions: references, which are then also the names in settings; or references and opened directions by names of
-            your choice.
+        directions: references or folders, whose texts are then also the names in settings; or references, folders and
+            opened directions by names of your choice.
         store: where references are looked up.
 
     Raises:
         BaseMismatchError: a direction that does not fit the model.
+        SteeringError: as for `steer`.
     """
     from wsmerge.steering.held import Steering  # noqa: PLC0415 - needs torch
 
-    named = dict(directions) if isinstance(directions, Mapping) else {one: one for one in directions}
-    references = [one for one in named.values() if isinstance(one, str)]
-    with opened(references, store or open_registry()) as found:
-        sources = {name: found[one] if isinstance(one, str) else one for name, one in named.items()}
-        with Steering(model, sources) as steering:
-            yield steering
+    named = directions if isinstance(directions, Mapping) else {str(one): one for one in directions}
+    with (
+        opened(named.values(), store or open_registry()) as found,
+        Steering(model, {name: found[one] for name, one in named.items()}) as steering,
+    ):
+        yield steering

@@ -6,15 +6,16 @@
                 ...
 
 Whatever the sequence of settings, a parameter is always what merging its coefficients into the original gives, to the
-bit, and at k = 0 the original itself: the first time that a parameter changes its values are copied once, on its own
-device, and every setting starts from the copy. Low-rank factors are read once and kept; dense deltas are read anew by
-blocks, since they are as large as the model. Settings that leave a parameter's coefficients alone do not touch it.
+bit, and at k = 0 the original itself: `steer` says how. Low-rank factors are read once and kept; dense deltas are read anew
+by blocks, since they are as large as the model. Settings that leave a parameter's coefficients alone do not touch it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,23 +28,23 @@ from wsmerge.core.tensors import BaseIdentity, DeltaSource
 from wsmerge.errors import UsageError
 from wsmerge.recipe import coefficients_for, weight_from
 from wsmerge.recipe.values import nearest
-from wsmerge.steering.adding import add_sum, overwrite
-from wsmerge.steering.placing import Target, parameter_names, targets_of
+from wsmerge.steering.placing import parameter_names, targets_of
+from wsmerge.steering.steer import Block
 
 __all__ = ["Steering", "Weight", "Weights"]
 
 Weight: TypeAlias = float | Sequence[Any] | Mapping[int, float]
 """A coefficient: a number, a gradient over the layers, a recipe's rules, or `{layer: k}`."""
 
-Weights: TypeAlias = Mapping[str, Weight]
+Weights: TypeAlias = Mapping[str, Weight] | Mapping[Path, Weight]
 """The weight of each direction by its name; what is not named has k = 0."""
 
 
 class Steering(Closing):
     """A model and the directions that it can be steered by; a context manager that leaves the model as it was.
 
-    Changes that somebody else makes to a steered parameter meanwhile (a training step, for example) end with the next
-    setting.
+    Changes that somebody else makes in place to a parameter with k other than 0 (a training step, for example) end with the
+    next setting, which warns; those that are there on leaving are an error, and stay. At k = 0 the model is nobody's.
 
     Args:
         model: a transformers model, or any module with the base's parameter names, also wrapped by PEFT, on any device.
@@ -56,10 +57,10 @@ class Steering(Closing):
     def __init__(self, model: torch.nn.Module, directions: Mapping[str, DeltaSource]) -> None:
         self._model = model
         self._sources = {name: _Kept(source) for name, source in directions.items()}
-        self._originals: dict[int, tuple[torch.nn.Parameter, torch.Tensor]] = {}
-        self._applied: dict[int, tuple[tuple[int, str, float], ...]] = {}
-        self._coefficients: Mapping[str, Mapping[str, float]] = {}
         targets_of(model, [(source, dict.fromkeys(source.shapes, 1.0)) for source in self._sources.values()])
+        self._block = Block(model)
+        # What is set, and what each open `at` block has set instead; the last one holds.
+        self._settings = [_Setting()]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,7 +70,7 @@ class Steering(Closing):
     @property
     def coefficients(self) -> Mapping[str, Mapping[str, float]]:
         """The coefficients that are set: k by tensor, by direction."""
-        return self._coefficients
+        return self._settings[-1].coefficients
 
     def resolve(self, weights: Weights) -> dict[str, dict[str, float]]:
         """The coefficient of every tensor, by direction.
@@ -78,6 +79,7 @@ class Steering(Closing):
             UsageError: a name of no direction.
             RecipeError: a weight that does not fit its direction.
         """
+        weights = {str(name): weight for name, weight in weights.items()}
         unknown = [name for name in weights if name not in self._sources]
         if unknown:
             near = nearest(unknown[0], self._sources)
@@ -106,18 +108,9 @@ class Steering(Closing):
         Raises:
             NonFiniteError: a coefficient that is NaN or infinite; nothing was changed.
         """
-        terms = [(self._sources[name], ks) for name, ks in coefficients.items()]
-        targets = {id(target.parameter): target for target in targets_of(self._model, terms)}
-        try:
-            for key in [key for key in self._applied if key not in targets]:
-                overwrite(*self._originals[key])
-                del self._applied[key]
-            for key, target in targets.items():
-                self._apply(key, target)
-        except BaseException:
-            self.reset()
-            raise
-        self._coefficients = {name: dict(ks) for name, ks in coefficients.items()}
+        with self._block.claimed():
+            self._apply(coefficients, overwrite=True)
+        self._settings[-1].coefficients = {name: dict(ks) for name, ks in coefficients.items()}
 
     @contextmanager
     def at(self, weights: Weights | float) -> Iterator[None]:
@@ -128,7 +121,7 @@ class Steering(Closing):
         Raises:
             UsageError: a number, where there are several directions.
         """
-        if isinstance(weights, int | float):
+        if not isinstance(weights, Mapping):
             if len(self._sources) != 1:
                 raise UsageError("a number does not say which direction is meant", hint="give {direction: k}")
             weights = {self.names[0]: weights}
@@ -137,36 +130,49 @@ class Steering(Closing):
 
     @contextmanager
     def at_coefficients(self, coefficients: Mapping[str, Mapping[str, float]]) -> Iterator[None]:
-        """As `at`, for coefficients by tensor."""
-        before = self._coefficients
-        self.set_coefficients(coefficients)
-        try:
-            yield
-        finally:
-            self.set_coefficients(before)
+        """As `at`, for coefficients by tensor.
+
+        Raises:
+            SteeringError: another thread is in such a block; or, at the end, others changed steered parameters meanwhile.
+        """
+        with self._block.claimed():
+            setting = _Setting()
+            self._settings.append(setting)
+            try:
+                self.set_coefficients(coefficients)
+                yield
+            finally:
+                self._settings.remove(setting)  # it need not be the last one: blocks may end in any order
+                self._apply(self.coefficients, overwrite=False)
 
     def reset(self) -> None:
         """Give every parameter its original bits."""
-        for key in self._applied:
-            overwrite(*self._originals[key])
-        self._applied = {}
-        self._coefficients = {}
+        self.set_coefficients({})
 
     def close(self) -> None:
-        """Reset, and let go of the copies and the factors; nothing can be set afterwards."""
-        self.reset()
-        self._originals = {}
+        """Reset, and let go of the copies and the factors; nothing can be set afterwards.
+
+        Raises:
+            SteeringError: others changed steered parameters; these are left as they are.
+        """
+        self._block.end()
+        self._settings = [_Setting()]
         self._sources = {}
 
-    def _apply(self, key: int, target: Target) -> None:
-        wanted = tuple((id(addend.source), addend.delta, addend.k) for addend in target.addends)
-        if self._applied.get(key) == wanted:
-            return
-        if key not in self._originals:
-            self._originals[key] = target.parameter, target.parameter.detach().clone()
-        self._applied[key] = ()  # from here on the parameter is to be restored, whatever happens
-        add_sum(target, self._originals[key][1])
-        self._applied[key] = wanted
+    def _apply(self, coefficients: Mapping[str, Mapping[str, float]], *, overwrite: bool) -> None:
+        try:
+            self._block.set([(self._sources[name], ks) for name, ks in coefficients.items()], overwrite=overwrite)
+        except BaseException:
+            if self._block.is_empty:
+                self._settings[-1].coefficients = {}
+            raise
+
+
+@dataclass(eq=False, slots=True)
+class _Setting:
+    """Coefficients that are set: k by tensor, by direction."""
+
+    coefficients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class _Kept:
