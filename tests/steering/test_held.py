@@ -218,5 +218,5 @@ def test_numbers_and_paths_of_a_notebook(tmp_path, k):
             assert bits(model) == wanted
         steering.set({folder: k})
         assert bits(model) == wanted
-    with pytest.raises(UsageError, match="is no direction"), wsmerge.steer(model, {7: k}):  # type: ignore[dict-item]
+    with pytest.raises(UsageError, match="is no direction"), wsmerge.steer(model, {7: k}):  # type: ignore[arg-type]
         pass
