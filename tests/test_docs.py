@@ -111,6 +111,7 @@ def test_codes_are_stable():
         "NotFoundError": ("not-found", 1),
         "ConflictError": ("conflict", 1),
         "VerificationError": ("verification", 3),
+        "SteeringError": ("steering", 1),
         "HubError": ("hub", 1),
         "JudgeError": ("judge", 1),
         "OutputError": ("output", 1),
