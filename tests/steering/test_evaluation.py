@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+import transformers
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.steering.tiny import tiny_model, tiny_tokenizer
 from wsmerge.errors import NonFiniteError, UsageError
 from wsmerge.steering.chat import answer_ids, prompt_ids
-from wsmerge.steering.evaluation import ChoiceScores, generate, perplexity, score_choices
+from wsmerge.steering.evaluation import ChoiceScores, answers_to, generate, perplexity, score_choices
 from wsmerge.steering.pairs import Pair
 
 PAIRS = [
@@ -40,15 +41,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return tiny_tokenizer()
 
 
-def reference_log_probs(model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
+def reference_log_probs(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     """One sequence on its own, in float64: the log-probability of every token but the first."""
     exact = copy.deepcopy(model).double()
     with torch.inference_mode():
-        logits: torch.Tensor = exact(input_ids=torch.tensor([ids])).logits[0, :-1]
+        logits: torch.Tensor = exact(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
     return logits.log_softmax(dim=-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
 
-def reference_margin(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pair: Pair) -> float:
+def reference_margin(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pair: Pair) -> float:
     means = []
     for answer in (pair.plus, pair.minus):
         turns = [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": answer}]
@@ -142,6 +143,172 @@ def test_perplexity_weighs_tokens_alike(
 def test_long_texts_are_read_in_pieces(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     text = "abcd" * 512 + "e"  # two whole pieces of 1024 tokens, and a token that nothing predicts
     assert perplexity(model, tokenizer, [text]).tokens == 2 * 1023
+
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "eos_token_id": 257,
+    "pad_token_id": 257,
+}
+KINDS: dict[str, Any] = {
+    "full attention": transformers.LlamaConfig(**COMMON, num_hidden_layers=2, intermediate_size=64),
+    "sliding windows": transformers.MistralConfig(
+        **COMMON, num_hidden_layers=2, intermediate_size=64, sliding_window=16
+    ),
+    "sliding and full": transformers.Gemma3TextConfig(
+        **COMMON,
+        num_hidden_layers=2,
+        intermediate_size=64,
+        head_dim=8,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "convolutions": transformers.Lfm2Config(
+        **COMMON,
+        num_hidden_layers=2,
+        intermediate_size=64,
+        layer_types=["conv", "full_attention"],
+        block_auto_adjust_ff_dim=False,
+    ),
+    "a state beside attention": transformers.FalconH1Config(
+        **COMMON, num_hidden_layers=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8
+    ),
+    "a state": transformers.MambaConfig(
+        vocab_size=258, hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=257, pad_token_id=257
+    ),
+    "a state in no cache": transformers.RwkvConfig(
+        vocab_size=258,
+        hidden_size=32,
+        num_hidden_layers=2,
+        attention_hidden_size=32,
+        bos_token_id=256,
+        eos_token_id=257,
+    ),
+    "windows that no cache tells of": transformers.GPTNeoConfig(
+        vocab_size=258,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        initializer_range=0.3,
+        eos_token_id=257,
+    ),
+    "distances over padding": transformers.MptConfig(
+        vocab_size=258, d_model=32, n_layers=2, n_heads=4, max_seq_len=512
+    ),
+    "positions that are counted": transformers.BartConfig(
+        vocab_size=258,
+        d_model=32,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=64,
+        max_position_embeddings=512,
+        init_std=0.3,
+        is_decoder=True,
+        is_encoder_decoder=False,
+        eos_token_id=257,
+        pad_token_id=257,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def any_model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(KINDS[request.param])
+    made.train(mode=False)
+    return made
+
+
+def argmax_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int) -> str:
+    """Token by token, without a cache and without company."""
+    ids = prompt_ids(tokenizer, prompt)
+    begun = len(ids)
+    with torch.inference_mode():
+        while len(ids) < begun + tokens and ids[-1] != tokenizer.eos_token_id:
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+            ids.append(int(logits[0, -1].argmax()))
+    return str(tokenizer.decode(ids[begun:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_every_kind_of_memory_is_read_as_it_would_be_alone(
+    any_model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int
+) -> None:
+    pairs = PAIRS[:6]
+    margins = score_choices(any_model, tokenizer, pairs, batch_size=batch_size).margins
+    expected = [reference_margin(any_model, tokenizer, pair) for pair in pairs]
+    np.testing.assert_allclose(margins, expected, atol=2e-5)
+    prompts = [pair.prompt for pair in pairs]
+    answers = generate(any_model, tokenizer, prompts, max_new_tokens=6, batch_size=batch_size)
+    assert answers == [argmax_answer(any_model, tokenizer, prompt, 6) for prompt in prompts]
+
+
+def positions_read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many positions the model computes for the choices of four pairs."""
+    read: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _module, _args, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        score_choices(model, tokenizer, PAIRS[:4])
+    finally:
+        handle.remove()
+    return sum(read)
+
+
+def test_prompts_are_read_once_where_the_cache_allows_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    once = positions_read(tiny_model(), tokenizer)
+    for window, read_once in ((4096, True), (16, False)):
+        config = copy.deepcopy(KINDS["sliding windows"])
+        config.sliding_window = window
+        read = positions_read(transformers.MistralForCausalLM(config), tokenizer)
+        assert (read == once) == read_once
+        assert read_once or read > 1.5 * once
+
+
+def test_the_models_own_generation_settings_take_no_part(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model()
+    prompts = [f"What about {what}?" for what in ("cats", "dogs", "the moon", "seven")]
+    expected = [argmax_answer(model, tokenizer, prompt, 16) for prompt in prompts]
+    own = {
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_k": 20,
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 2,
+        "min_new_tokens": 12,
+        "num_beams": 3,
+        "suppress_tokens": [97, 98, 99],
+        "begin_suppress_tokens": [100],
+        "forced_eos_token_id": 5,
+        "bad_words_ids": [[101]],
+        "max_length": 3,
+        "return_dict_in_generate": True,
+    }
+    model.generation_config.update(**own)
+    assert generate(model, tokenizer, prompts, max_new_tokens=16) == expected
+    assert model.generation_config.repetition_penalty == 1.3  # it is as it was
+
+
+def test_an_answer_ends_at_any_end_that_the_model_knows(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model()
+    prompts = [pair.prompt for pair in PAIRS]
+    whole = answers_to(model, tokenizer, prompts, max_new_tokens=12)
+    assert {(answer.tokens, answer.finished) for answer in whole} == {(12, False)}
+    letter = next(letter for letter in whole[0].text[1:] if letter.isascii())  # one token
+    model.generation_config.eos_token_id = [257, *tokenizer(letter)["input_ids"]]
+    cut = [answer.text.partition(letter)[0] for answer in whole]
+    found = answers_to(model, tokenizer, prompts, max_new_tokens=12)
+    assert [answer.text for answer in found] == cut
+    assert [answer.finished for answer in found] == [letter in answer.text for answer in whole]
 
 
 def test_generation_is_the_same_in_any_batch(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -118,7 +118,7 @@ def _turn(conversation: Conversation, line: str, output: Output) -> bool:
         if line.startswith("/"):
             return _command(conversation, line, output)
         if line:
-            _stream(output, conversation.answer, line)
+            _stream(conversation, output, conversation.answer, line)
     except UsageError as error:
         output.error(error)
     except KeyboardInterrupt:
@@ -140,7 +140,7 @@ def _command(conversation: Conversation, line: str, output: Output) -> bool:
             _change_k(conversation, rest)
             output.note(_ks_line(conversation))
         case "/base":
-            _stream(output, conversation.answer_unsteered)
+            _stream(conversation, output, conversation.answer_unsteered)
         case "/system":
             conversation.reset(rest or None)
             output.note("a new conversation")
@@ -174,6 +174,8 @@ def _ks_line(conversation: Conversation) -> str:
     return ", ".join(f"{name}: k = {k:g}" for name, k in conversation.ks.items()) or "no direction"
 
 
-def _stream(output: Output, answer: Callable[..., str], *arguments: str) -> None:
+def _stream(conversation: Conversation, output: Output, answer: Callable[..., str], *arguments: str) -> None:
     answer(*arguments, output.part)
     output.part("\n")
+    if conversation.cut_at is not None:
+        output.note(f"cut after {conversation.cut_at} tokens; --max-new-tokens sets where")

@@ -1,23 +1,49 @@
-"""Prompts and answers as token ids, by the model's own chat template; the same for training and for evaluation."""
+"""Prompts and answers as token ids, by the model's own chat template; the same for training and for evaluation.
+
+What templates differ in is settled here and nowhere else: a system message that the template refuses or leaves out stands
+before the user's first message; arguments of the template are bound to its tokenizer; the end of a turn is what the template
+writes after an answer, which need not be the tokenizer's end-of-sequence token.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from jinja2 import TemplateError
 
 from wsmerge.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["answer_ids", "pad_id", "prompt_ids"]
+__all__ = ["answer_ids", "bind_template_args", "conversation_ids", "pad_id", "prompt_ids", "turn_end"]
+
+_ANSWER: Final = "wsmerge"
+"""Stands for any answer where only what follows it is of interest."""
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None) -> list[int]:
     """Return the ids of one user message, up to where the assistant's answer begins.
 
     Without a system message, a template that has a default one (SmolLM2's has) adds it.
+
+    Raises:
+        UsageError: the template refuses the message.
     """
-    return _ids(tokenizer, _rendered(tokenizer, _asked(prompt, system)))
+    return conversation_ids(tokenizer, _asked(prompt, system))
+
+
+def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Return the ids of a conversation, up to where the assistant's next answer begins.
+
+    Raises:
+        UsageError: the template refuses the conversation.
+    """
+    return _ids(tokenizer, _rendered(tokenizer, messages))
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, *, system: str | None = None) -> list[int]:
@@ -31,17 +57,29 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, *, 
     """
     asked = _asked(prompt, system)
     before = _rendered(tokenizer, asked)
-    whole = _rendered(tokenizer, [*asked, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+    whole = _rendered(tokenizer, [*asked, _said(answer)], add_generation_prompt=False)
     if not whole.startswith(before):
         raise UsageError(
             "the chat template renders a prompt with an answer differently from the prompt alone",
-            hint="use a model whose chat template keeps what it has written",
+            hint="use a model whose chat template keeps what it has written, or other template arguments",
         )
     turn = whole[len(before) :]
-    end = tokenizer.eos_token
-    if isinstance(end, str) and end in turn:
-        turn = turn[: turn.rindex(end) + len(end)]
-    return _ids(tokenizer, turn)
+    end = turn_end(tokenizer)
+    mark = "" if end is None else str(tokenizer.convert_ids_to_tokens(end))
+    place = turn.find(mark, turn.rfind(answer.strip()) + len(answer.strip())) if mark else -1
+    return _ids(tokenizer, turn if place < 0 else turn[: place + len(mark)])
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the special token that ends the assistant's turn: the first that the template writes after an answer.
+
+    Gemma's is `<end_of_turn>`, where the end of a sequence is `<eos>`. None where no special token follows an answer.
+    """
+    turns = [{"role": "user", "content": "?"}, _said(_ANSWER)]
+    after = _rendered(tokenizer, turns, add_generation_prompt=False).rpartition(_ANSWER)[2]
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    return next((token for token in _ids(tokenizer, after) if token in special), None)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -52,16 +90,51 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
+def bind_template_args(tokenizer: PreTrainedTokenizerBase, args: Mapping[str, Any]) -> None:
+    """Give the tokenizer's chat template arguments of its own, such as `enable_thinking: false`, from now on.
+
+    Raises:
+        UsageError: the template reads no such argument, or wsmerge gives it itself.
+    """
+    template = str(tokenizer.chat_template)
+    fixed = set(inspect.signature(tokenizer.apply_chat_template).parameters) | {"messages"}
+    unread = tuple(name for name in args if name in fixed or not re.search(rf"\b{re.escape(name)}\b", template))
+    if unread:
+        raise UsageError("the chat template has no such arguments", where="template_args", details=unread)
+    if args:
+        apply = partial(tokenizer.apply_chat_template, **args)
+        tokenizer.apply_chat_template = apply  # type: ignore[method-assign]  # of this object alone
+
+
 def _asked(prompt: str, system: str | None) -> list[dict[str, str]]:
     user = {"role": "user", "content": prompt}
     return [user] if system is None else [{"role": "system", "content": system}, user]
 
 
+def _said(answer: str) -> dict[str, str]:
+    return {"role": "assistant", "content": answer}
+
+
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, add_generation_prompt: bool = True
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
 ) -> str:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    return str(text)
+    apply = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=add_generation_prompt)
+    first, *rest = map(dict, messages)
+    refusal: TemplateError | None = None
+    try:
+        text = str(apply([first, *rest]))
+        if first["role"] != "system" or first["content"].strip() in text:
+            return text
+    except TemplateError as error:
+        refusal = error
+    if first["role"] == "system" and rest:
+        # The template knows no system messages (Gemma 2's raises, others pass them over).
+        asked = {**rest[0], "content": f"{first['content']}\n\n{rest[0]['content']}"}
+        try:
+            return str(apply([asked, *rest[1:]]))
+        except TemplateError as error:
+            refusal = error
+    raise UsageError(f"the chat template refuses the conversation: {refusal}", hint="see the model's chat template")
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

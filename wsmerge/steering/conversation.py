@@ -16,14 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from transformers import TextStreamer
 
 from wsmerge.errors import UsageError
 from wsmerge.recipe.values import nearest
-from wsmerge.steering.chat import pad_id
+from wsmerge.steering.chat import conversation_ids
+from wsmerge.steering.generation import Generator
 from wsmerge.steering.held import Steering
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class ChatOptions:
 
     Attributes:
         max_new_tokens: where an answer is cut.
-        temperature: 0 takes the most probable token.
+        temperature: 0 takes the most probable token; above 0 tokens are drawn from the model's distribution at it, and its
+            own settings (top-k, top-p, penalties) take no part.
         seed: of the draws at a temperature above 0; each answer draws anew from it, so that answers can be compared.
         system: the system message; None for none, or the template's default.
     """
@@ -71,6 +73,10 @@ class Conversation:
         steering: the directions.
         ks: the coefficient of each direction at first; 0 for those not named.
         options: how answers are made.
+
+    Attributes:
+        system: the system message; None for none, or the template's default.
+        cut_at: how many tokens the last answer had when it was cut; None where the model ended its turn.
     """
 
     def __init__(
@@ -83,10 +89,12 @@ class Conversation:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._generator = Generator(model, tokenizer)
         self._steering = steering
         self._options = options or ChatOptions()
         self._turns: list[dict[str, str]] = []
         self.system = self._options.system
+        self.cut_at: int | None = None
         self._ks = dict.fromkeys(steering.names, 0.0)
         for name, k in ks.items():
             self.set_k(name, k)
@@ -151,23 +159,13 @@ class Conversation:
 
     def _generate(self, turns: Iterable[dict[str, str]], say: Say) -> str:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        rendered = self._tokenizer.apply_chat_template([*system, *turns], tokenize=False, add_generation_prompt=True)
-        encoded = self._tokenizer(str(rendered), add_special_tokens=False, return_tensors="pt").to(self._model.device)
-        room = self._room(encoded["input_ids"].shape[1])
+        ids = conversation_ids(self._tokenizer, [*system, *turns])
+        limit = min(self._options.max_new_tokens, self._room(len(ids)))
         streamer = _Saying(self._tokenizer, say)
-        drawn: dict[str, Any] = {"do_sample": False}
-        if self._options.temperature > 0:
-            drawn = {"do_sample": True, "temperature": self._options.temperature}
-        with torch.inference_mode(), torch.random.fork_rng():
+        with torch.random.fork_rng():
             torch.manual_seed(self._options.seed)
-            self._model.generate(  # type: ignore[operator]  # torch types a module's attributes as tensors
-                input_ids=encoded["input_ids"],
-                attention_mask=encoded["attention_mask"],
-                max_new_tokens=min(self._options.max_new_tokens, room),
-                pad_token_id=pad_id(self._tokenizer),
-                streamer=streamer,
-                **drawn,
-            )
+            [answer] = self._generator.generate([ids], limit, temperature=self._options.temperature, streamer=streamer)
+        self.cut_at = None if answer.finished else limit
         return streamer.text
 
     def _room(self, tokens: int) -> int:

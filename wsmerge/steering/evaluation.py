@@ -6,6 +6,7 @@ batched with padding and masks, and gives an item the same figures in any compan
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from transformers import DynamicCache
 from wsmerge.errors import NonFiniteError, UsageError
 from wsmerge.steering.bootstrap import Interval, clusters_of, difference_interval, mean_interval
 from wsmerge.steering.chat import answer_ids, pad_id, prompt_ids
+from wsmerge.steering.generation import Answer, Generator, padded, padding_reach
 from wsmerge.steering.pairs import Pair
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ __all__ = [
     "Interval",
     "Perplexity",
     "TextLosses",
+    "answers_to",
     "generate",
     "perplexity",
     "score_choices",
@@ -137,7 +140,9 @@ def score_choices(
 ) -> ChoiceScores:
     """Score the two answers of every pair, given its prompt in the model's chat template.
 
-    A prompt is run once: its keys and values serve both answers.
+    A prompt is run once where the model's cache allows it: its keys and values serve both answers. Where padding amid a
+    row would change what it reads (a sliding window shorter than the batch is long, recurrent and convolutional states),
+    each answer is read after its whole prompt, without a cache.
 
     Args:
         model: a causal language model, in any dtype; log-probabilities are taken in float32 and averaged in float64.
@@ -204,7 +209,7 @@ def text_losses(
     losses = TextLosses(np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64))
     with torch.inference_mode():
         for rows in _batches([len(piece) for _, piece in pieces], batch_size):
-            ids, mask = _padded([pieces[row][1] for row in rows], pad_id(tokenizer), left=False)
+            ids, mask = padded([pieces[row][1] for row in rows], pad_id(tokenizer), left=False)
             ids, mask = ids.to(model.device), mask.to(model.device)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             nats = -(_log_probs(logits[:, :-1], ids[:, 1:]).double() * mask[:, 1:]).sum(dim=1)
@@ -217,6 +222,27 @@ def text_losses(
     return losses
 
 
+def answers_to(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    system: str | None = None,
+) -> list[Answer]:
+    """Answer each prompt greedily, in the model's chat template; a prompt's answer is the same in any company."""
+    encoded = [prompt_ids(tokenizer, prompt, system=system) for prompt in prompts]
+    generator = Generator(model, tokenizer)
+    found: dict[int, Answer] = {}
+    for rows in _batches([len(ids) for ids in encoded], batch_size):
+        for group in generator.groups([encoded[row] for row in rows]):
+            numbers = [rows[place] for place in group]
+            made = generator.generate([encoded[number] for number in numbers], max_new_tokens)
+            found |= dict(zip(numbers, made, strict=True))
+    return [found[number] for number in range(len(prompts))]
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -226,23 +252,9 @@ def generate(
     batch_size: int = 16,
     system: str | None = None,
 ) -> list[str]:
-    """Answer each prompt greedily, in the model's chat template; special tokens are left out of the text."""
-    encoded = [prompt_ids(tokenizer, prompt, system=system) for prompt in prompts]
-    answers = [""] * len(prompts)
-    with torch.inference_mode():
-        for rows in _batches([len(ids) for ids in encoded], batch_size):
-            ids, mask = _padded([encoded[row] for row in rows], pad_id(tokenizer), left=True)
-            made = model.generate(  # type: ignore[operator] # torch types a module's attributes as tensors
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=pad_id(tokenizer),
-            )
-            texts = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
-            for row, text in zip(rows, texts, strict=True):
-                answers[row] = text
-    return answers
+    """Return the texts of `answers_to`."""
+    answers = answers_to(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, system=system)
+    return [answer.text for answer in answers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +289,7 @@ class _Reading:
         Returns:
             The logits at the piece's `last` positions, or at all if 0: `[rows, positions, vocabulary]`.
         """
-        ids, mask = _padded(rows, self._padding, left=left)
+        ids, mask = padded(rows, self._padding, left=left)
         self._mask = torch.cat([self._mask, mask.to(self._mask)], dim=1)
         logits: torch.Tensor = self._model(
             input_ids=ids.to(self._mask.device),
@@ -296,7 +308,22 @@ class _Reading:
 
 
 def _margins(model: PreTrainedModel, choices: Sequence[_Choice], padding: int) -> npt.NDArray[np.float64]:
-    """Return the margins of one batch; what its prompts share and each prompt are read once."""
+    """Return the margins of one batch."""
+    longest = max(len(choice.prompt) for choice in choices) + max(
+        len(answer) for choice in choices for answer in (choice.plus, choice.minus)
+    )
+    logits = _cached_logits if longest <= padding_reach(model) else _plain_logits
+    answers = [answer for choice in choices for answer in (choice.plus, choice.minus)]
+    targets, mask = padded(answers, padding, left=False)
+    found = logits(model, choices, padding)
+    targets, mask = targets.to(found.device), mask.to(found.device)
+    sums = (_log_probs(found, targets).double() * mask).sum(dim=1)
+    means: npt.NDArray[np.float64] = (sums / mask.sum(dim=1)).cpu().numpy()
+    return means[0::2] - means[1::2]
+
+
+def _cached_logits(model: PreTrainedModel, choices: Sequence[_Choice], padding: int) -> torch.Tensor:
+    """Return what predicts the answers' tokens; what the prompts share and each prompt are read once."""
     prompts = [choice.prompt for choice in choices]
     shared = _shared(prompts)
     reading = _Reading(model, padding)
@@ -305,14 +332,28 @@ def _margins(model: PreTrainedModel, choices: Sequence[_Choice], padding: int) -
     reading.repeat(len(prompts))
     first = reading.read([prompt[shared:] for prompt in prompts], left=True, last=1)
     reading.repeat(2)
-    answers = [answer for choice in choices for answer in (choice.plus, choice.minus)]
-    later = reading.read(answers, left=False)
+    later = reading.read([answer for choice in choices for answer in (choice.plus, choice.minus)], left=False)
     # The prompt's last position predicts an answer's first token, and an answer's last token predicts nothing.
-    logits = torch.cat([first.repeat_interleave(2, dim=0), later[:, :-1]], dim=1)
-    targets, mask = (tensor.to(logits.device) for tensor in _padded(answers, padding, left=False))
-    sums = (_log_probs(logits, targets).double() * mask).sum(dim=1)
-    means: npt.NDArray[np.float64] = (sums / mask.sum(dim=1)).cpu().numpy()
-    return means[0::2] - means[1::2]
+    return torch.cat([first.repeat_interleave(2, dim=0), later[:, :-1]], dim=1)
+
+
+def _plain_logits(model: PreTrainedModel, choices: Sequence[_Choice], padding: int) -> torch.Tensor:
+    """Return what predicts the answers' tokens; every answer is read after its prompt, and padding after both."""
+    rows = [(choice.prompt, answer) for choice in choices for answer in (choice.plus, choice.minus)]
+    ids, mask = padded([prompt + answer for prompt, answer in rows], padding, left=False)
+    kept = ids.shape[1] - min(len(prompt) for prompt, _ in rows) + 1
+    known = inspect.signature(model.forward).parameters
+    logits = model(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        use_cache=False,
+        **({"logits_to_keep": kept} if "logits_to_keep" in known else {}),
+    ).logits[:, -kept:]
+    width = max(len(answer) for _, answer in rows)
+    starts = torch.tensor([len(prompt) - 1 - (ids.shape[1] - kept) for prompt, _ in rows])
+    places = (starts[:, None] + torch.arange(width)).clamp(max=kept - 1).to(logits.device)
+    found: torch.Tensor = logits[torch.arange(len(rows), device=logits.device)[:, None], places]
+    return found
 
 
 def _shared(rows: Sequence[Sequence[int]]) -> int:
@@ -326,18 +367,6 @@ def _log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the log-probabilities of the targets: `[rows, length, vocabulary]`, `[rows, length]` to float32."""
     losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
     return -losses
-
-
-def _padded(rows: Sequence[Sequence[int]], padding: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad rows of ids to one length; return ids and mask, int64 `[rows, length]`."""
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), padding)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        span = slice(length - len(row), length) if left else slice(len(row))
-        ids[number, span] = torch.tensor(row)
-        mask[number, span] = 1
-    return ids, mask
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

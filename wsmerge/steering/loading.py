@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from wsmerge.errors import CheckpointError, UsageError
+from wsmerge.steering.chat import bind_template_args
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,11 +53,12 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "cpu") -> Pre
     return model
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer in `folder`.
+def load_tokenizer(folder: Path, template_args: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer in `folder`, whose chat template gets arguments of its own: `{"enable_thinking": False}`.
 
     Raises:
         CheckpointError: there is none, or it has no chat template.
+        UsageError: the chat template reads no such argument.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
@@ -66,6 +68,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             "the tokenizer has no chat template", where=str(folder), hint="take a model that was made for chat"
         )
+    bind_template_args(tokenizer, template_args or {})
     return tokenizer
 
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
-from wsmerge.steering.chat import pad_id, prompt_ids
+from wsmerge.steering.chat import prompt_ids
+from wsmerge.steering.generation import Generator
 from wsmerge.steering.pairs.journal import Journal
 from wsmerge.steering.pairs.samples import Asked, Sample
 from wsmerge.steering.pairs.trait import Generation
@@ -42,57 +43,35 @@ class Sampler:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generation: Generation, seed: int
     ) -> None:
-        self._model = model
         self._tokenizer = tokenizer
+        self._generator = Generator(model, tokenizer)
+        self._device = model.device
         self._generation = generation
         self._seed = seed
-        ends = model.generation_config.eos_token_id if model.generation_config else None
-        self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     def draw(self, batch: Sequence[Asked]) -> list[Sample]:
         """Answer every question of the batch once."""
         rows = [prompt_ids(self._tokenizer, item.question.question, system=item.system) for item in batch]
-        padding, length = pad_id(self._tokenizer), max(map(len, rows))
-        ids = torch.tensor([[padding] * (length - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-        with torch.inference_mode():
-            made = self._model.generate(  # type: ignore[operator]  # torch types a module's attributes as tensors
-                input_ids=ids.to(self._model.device),
-                attention_mask=mask.to(self._model.device),
-                generation_config=self._settings(padding),
-                logits_processor=LogitsProcessorList([self._drawing(batch)]),
+        found: dict[int, Sample] = {}
+        for group in self._generator.groups(rows):
+            drawing = LogitsProcessorList([self._drawing([batch[number] for number in group])])
+            made = self._generator.generate(
+                [rows[number] for number in group], self._generation.max_new_tokens, logits_processor=drawing
             )
-        return [self._sample(item, answer) for item, answer in zip(batch, made[:, length:].tolist(), strict=True)]
-
-    def _settings(self, padding: int) -> GenerationConfig:
-        # Each is set, since transformers fills in what is not from the model's own settings.
-        return GenerationConfig(  # type: ignore[no-untyped-call]  # transformers ships no type for it
-            max_new_tokens=self._generation.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            eos_token_id=sorted(self._ends),
-            pad_token_id=padding,
-        )
+            for number, answer in zip(group, made, strict=True):
+                text = answer.text.strip()
+                found[number] = Sample(batch[number], text, answer.tokens, finished=answer.finished)
+        return [found[number] for number in range(len(batch))]
 
     def _drawing(self, batch: Sequence[Asked]) -> _Drawing:
         draws = torch.stack([self._draws(item) for item in batch])
-        return _Drawing(draws.to(self._model.device), self._generation.temperature, self._generation.top_p)
+        return _Drawing(draws.to(self._device), self._generation.temperature, self._generation.top_p)
 
     def _draws(self, asked: Asked) -> torch.Tensor:
         """Return one uniform number a token: float64 `[max_new_tokens]`."""
         digest = hashlib.sha256(f"{self._seed}:{asked.key}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         return torch.rand(self._generation.max_new_tokens, generator=generator, dtype=torch.float64)
-
-    def _sample(self, asked: Asked, ids: list[int]) -> Sample:
-        end = next((place for place, token in enumerate(ids) if token in self._ends), None)
-        kept = ids if end is None else ids[:end]
-        text = str(self._tokenizer.decode(kept, skip_special_tokens=True)).strip()
-        return Sample(asked, text, len(kept), finished=end is not None)
 
 
 class _Drawing(LogitsProcessor):
