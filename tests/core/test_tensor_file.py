@@ -185,6 +185,14 @@ def test_all_problems_of_a_header_at_once(tmp_path):
     assert [line[0] for line in caught.value.details] == ["a", "b", "c"]
 
 
+def test_a_name_given_twice_among_many_is_found_at_once(tmp_path):
+    # Looking for each name among all of them would take hours.
+    names = ",".join(f'"{number}":0' for number in range(300_000))
+    write_raw(tmp_path / "t", f'{{{names},"z":0,"z":0}}'.encode())
+    with pytest.raises(TensorFileError, match="'z' occurs twice"):
+        TensorFile(tmp_path / "t")
+
+
 def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(TensorFileError, match="cannot be opened"):
         TensorFile(tmp_path / "none")

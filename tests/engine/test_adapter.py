@@ -92,6 +92,8 @@ def assert_as_peft_merges(base: Path, folder: Path) -> dict[str, str]:
         },
         {"r": 2, "init_lora_weights": "gaussian", "layers_to_transform": [1]},
         {"r": 2, "init_lora_weights": "orthogonal"},
+        {"r": 2, "lora_alpha": -3},
+        {"r": 2, "alpha_pattern": {"layers.1.mlp.up_proj": -2, "q_proj": 1e-3}},
     ],
     ids=",".join,
 )
@@ -99,6 +101,15 @@ def test_scalings(tmp_path, llama, settings):
     folder = save_adapter(llama, tmp_path / "adapter", LoraConfig(target_modules=ALL_LINEAR, **settings))
     layouts = assert_as_peft_merges(llama, folder)
     assert set(layouts.values()) == {"linear"}
+
+
+def test_a_layer_that_is_switched_off(tmp_path, llama):
+    config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], alpha_pattern={"layers.1.mlp.up_proj": 0})
+    folder = save_adapter(llama, tmp_path / "adapter", config)
+    deltas, _, _ = read_deltas(llama, folder)
+    off = deltas.pop("model.layers.1.mlp.up_proj.weight")
+    assert not off.any()
+    assert sorted(deltas) == sorted(merged_deltas(llama, folder))
 
 
 def test_modules_to_save_and_embeddings_of_an_untied_model(tmp_path, llama):

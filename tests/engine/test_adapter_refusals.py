@@ -56,7 +56,7 @@ def refused(base: Path, folder: Path) -> AdapterError:
         ({"some_later_invention": {"x": 1}}, "not known to this version"),
         ({"r": 3}, "rank 2, and adapter_config.json says 3"),
         ({"r": 0}, "no positive whole number"),
-        ({"lora_alpha": math.nan}, "no positive number"),
+        ({"lora_alpha": math.nan}, "no finite number"),
         ({"alpha_pattern": {"(": 3}}, "no regular expression"),
         ({"rank_pattern": {"up_proj": 1.5}}, "no positive whole number"),
     ],

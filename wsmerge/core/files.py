@@ -9,25 +9,50 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from wsmerge.core.ranges import RangeFile
-from wsmerge.errors import OutputError
+from wsmerge.errors import OutputError, WsmergeError
 
 __all__ = [
     "copy_synced",
     "create_synced",
     "file_sha256",
     "make_folder",
+    "refuse_lfs_pointer",
+    "refuse_lfs_pointers",
     "replace_synced",
     "staged_folder",
     "sync_folder",
 ]
 
 _CHUNK_BYTES: Final = 1 << 20
+_LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
+_LFS_POINTER_BYTES: Final = 1024  # the format's own limit
+_LFS_MESSAGE: Final = "Git LFS pointer in place of the file: the repository was cloned without its large files"
+_LFS_HINT: Final = "run `git lfs pull` in the clone, or download the file itself"
+
+
+def refuse_lfs_pointer(start: bytes, where: str, kind: type[WsmergeError]) -> None:
+    """Raise `kind` if a file that begins with `start` is what Git leaves where a large file was not fetched."""
+    if start.startswith(_LFS_POINTER):
+        raise kind(f"is a {_LFS_MESSAGE}", where=where, hint=_LFS_HINT)
+
+
+def refuse_lfs_pointers(paths: Iterable[Path], kind: type[WsmergeError]) -> None:
+    """Raise `kind` if files among `paths` are such pointers, with all their names; what is not there is passed over."""
+    found = []
+    for path in paths:
+        if path.is_file() and path.stat().st_size <= _LFS_POINTER_BYTES:
+            with path.open("rb") as file:
+                if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    found.append(path)
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise kind(f"holds a {_LFS_MESSAGE} ({names})", where=str(found[0].parent), hint=_LFS_HINT)
 
 
 def sync_folder(path: Path) -> None:

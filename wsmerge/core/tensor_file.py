@@ -11,12 +11,14 @@ trailing bytes, duplicate names, a truncated file.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import DTYPES
+from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.ranges import LocalFile, RangeFile, read_range
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.errors import Problems, TensorFileError
@@ -25,6 +27,7 @@ __all__ = ["PAGE_BYTES", "TensorFile", "encode_header"]
 
 PAGE_BYTES: Final = 4096
 _LENGTH_BYTES: Final = 8
+_START_BYTES: Final = 64  # tells what else a file is
 _MAX_HEADER_BYTES: Final = 100_000_000
 _METADATA_KEY: Final = "__metadata__"
 
@@ -113,7 +116,9 @@ def encode_header(
 
 def _read_header(file: RangeFile) -> tuple[dict[str, Any], int]:
     path, size = file.label, file.size
-    length = int.from_bytes(read_range(file, 0, min(size, _LENGTH_BYTES)), "little")
+    start = read_range(file, 0, min(size, _START_BYTES))
+    refuse_lfs_pointer(start, path, TensorFileError)
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
     if size < _LENGTH_BYTES or length > _MAX_HEADER_BYTES or _LENGTH_BYTES + length > size:
         raise TensorFileError(
             f"not a whole safetensors file: {size} bytes, and its header claims {length}",
@@ -133,8 +138,7 @@ def _read_header(file: RangeFile) -> tuple[dict[str, Any], int]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"{twice!r} occurs twice")
     return entries
 

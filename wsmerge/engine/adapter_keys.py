@@ -14,6 +14,7 @@ from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.lora_settings import MEND_SETTINGS, MERGE_FIRST, LoraSettings, Refusals
 from wsmerge.engine.names import CheckpointNames
 from wsmerge.engine.shards import AnyTensorFile
+from wsmerge.errors import AdapterError
 
 __all__ = ["AdapterContents", "Factors", "Layout", "read_contents"]
 
@@ -84,8 +85,14 @@ def read_contents(file: AnyTensorFile, settings: LoraSettings, base: Checkpoint,
             reading.add_whole(key, _WHOLE.sub("", name))
     for part, keys in refused.items():
         problems.add(f"{part} in {len(keys)} keys ({keys[0]}): {_REFUSED_PARTS[part]}", MERGE_FIRST)
+    found = {module: reading.find(next(iter(keys.values())), f"{module}.weight") for module, keys in modules.items()}
+    try:
+        settings.match(name for module in modules for name in _spellings(module, found[module]))
+    except AdapterError as error:
+        problems.add(error.message, str(error.hint))
+        return reading.contents
     for module, keys_by_part in modules.items():
-        reading.add_factors(module, keys_by_part)
+        reading.add_factors(module, found[module], keys_by_part)
     if not (modules or reading.contents.whole or problems):
         problems.add(
             "it changes nothing: no factors, and no tensor that differs from the base's",
@@ -107,7 +114,7 @@ class _Reading:
         self._conv1d = base.config.get("model_type") in _CONV1D_MODELS
 
     def add_whole(self, key: str, name: str) -> None:
-        found = self._find(key, name)
+        found = self.find(key, name)
         if found is None:
             return
         spec, stored = self._file.specs[key], self._stored(found)
@@ -122,15 +129,13 @@ class _Reading:
         else:
             self.contents.whole[found] = key
 
-    def add_factors(self, module: str, keys: Mapping[str, str]) -> None:
-        found = self._find(next(iter(keys.values())), f"{module}.weight")
+    def add_factors(self, module: str, found: str | None, keys: Mapping[str, str]) -> None:
         embedding = any(part.startswith("embedding_") for part in keys)
         key_a, key_b = keys.get("embedding_A" if embedding else "A"), keys.get("embedding_B" if embedding else "B")
         if key_a is None or key_b is None or len(keys) != 2:
             self._problems.add(f"{module}: not one pair of factors but {', '.join(keys.values())}", MEND_SETTINGS)
             return
-        # The base's name too: some programs cut the model's prefix off, and patterns of the settings begin with it.
-        spellings = (module, found.removesuffix(".weight")) if found else (module,)
+        spellings = _spellings(module, found)
         if found is None or not self._are_factors(spellings, key_a, key_b):
             return
         layout = self._layout(module, found, (key_a, key_b), embedding=embedding)
@@ -141,7 +146,8 @@ class _Reading:
         rank = self._file.specs[key_a].shape[0]
         self.contents.factors[found] = Factors(key_a, key_b, rank, self._settings.scale(*spellings), layout)
 
-    def _find(self, key: str, name: str) -> str | None:
+    def find(self, key: str, name: str) -> str | None:
+        """The base's name of what `key` holds; where there is none, that is noted."""
         found = self._names.find(name)
         if found is None:
             self._problems.add(f"{key}: {self._base.label} has no {name}{self._names.suggestion(name)}")
@@ -196,3 +202,11 @@ class _Reading:
         if self._conv1d:
             return "transposed" if module.rpartition(".")[2] in _CONV1D_LAYERS else "linear"
         return "transposed" if self._settings.fan_in_fan_out else "linear"
+
+
+def _spellings(module: str, found: str | None) -> tuple[str, ...]:
+    """Under which names the settings may mean a module.
+
+    The base's is one of them: some programs cut the model's prefix off, and patterns begin with it.
+    """
+    return (module, found.removesuffix(".weight")) if found else (module,)

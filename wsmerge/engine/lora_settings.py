@@ -10,10 +10,11 @@ heard of may change what the factors mean.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from wsmerge.engine.patterns import first_matches, is_pattern
 from wsmerge.errors import Problems
 
 __all__ = ["MEND_SETTINGS", "MERGE_FIRST", "OTHER_BASE", "LoraSettings", "Refusals"]
@@ -122,10 +123,11 @@ class LoraSettings:
     def __init__(self, config: Mapping[str, Any], problems: Refusals) -> None:
         self._config = config
         self._note_refusals(problems)
-        self._alpha = self._positive("lora_alpha", 8, problems)
+        self._matched: dict[tuple[str, str], int | None] = {}
+        self._alpha = self._number("lora_alpha", 8, problems)
         self._alphas = self._pattern("alpha_pattern", problems)
         before = len(problems.lines)
-        self._rank = self._positive("r", 8, problems)
+        self._rank = self._number("r", 8, problems)
         self._ranks = self._pattern("rank_pattern", problems)
         self.ranks_valid = len(problems.lines) == before
         self.base_name: str | None = config.get("base_model_name_or_path") or None
@@ -133,13 +135,25 @@ class LoraSettings:
         self.fan_in_fan_out = bool(config.get("fan_in_fan_out"))
         self.ensure_weight_tying = bool(config.get("ensure_weight_tying"))
 
+    def match(self, names: Iterable[str]) -> None:
+        """Match the patterns with all these names at once, which is quicker than one by one.
+
+        Raises:
+            AdapterError: matching takes too long.
+        """
+        for key, pattern in (("rank", self._ranks), ("alpha", self._alphas)):
+            new = [name for name in dict.fromkeys(names) if (key, name) not in self._matched]
+            keys = list(pattern)
+            for name, index in zip(new, first_matches(keys, new) if keys else [None] * len(new), strict=True):
+                self._matched[key, name] = index
+
     def rank(self, *spellings: str) -> int:
         """Rank of one module, given the names that it may have in memory (without `base_model.model.`)."""
-        return int(_by_pattern(self._ranks, spellings, self._rank))
+        return int(self._by_pattern("rank", self._ranks, spellings, self._rank))
 
     def scale(self, *spellings: str) -> float:
-        """What B @ A of that module is multiplied by."""
-        alpha = _by_pattern(self._alphas, spellings, self._alpha)
+        """What B @ A of that module is multiplied by; 0 or below where alpha is."""
+        alpha = self._by_pattern("alpha", self._alphas, spellings, self._alpha)
         rank = self.rank(*spellings)
         return alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank
 
@@ -174,10 +188,18 @@ class LoraSettings:
                 "convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
             )
 
-    def _positive(self, key: str, default: float, problems: Refusals) -> float:
+    def _by_pattern(self, key: str, pattern: Mapping[str, float], spellings: tuple[str, ...], default: float) -> float:
+        """PEFT's `get_pattern_key`: the value of the first key that matches."""
+        if not pattern:
+            return default
+        self.match(spellings)
+        found = [index for name in spellings if (index := self._matched[key, name]) is not None]
+        return list(pattern.values())[min(found)] if found else default
+
+    def _number(self, key: str, default: float, problems: Refusals) -> float:
         value = self._config.get(key, default)
-        if not _is_positive(value, whole=key == "r"):
-            problems.add(f"{key}: {value!r} is no positive {'whole ' if key == 'r' else ''}number", MEND_SETTINGS)
+        if not _is_number(value, is_rank=key == "r"):
+            problems.add(f"{key}: {value!r} is no {'positive whole' if key == 'r' else 'finite'} number", MEND_SETTINGS)
             return default
         return float(value)
 
@@ -188,35 +210,19 @@ class LoraSettings:
             return {}
         good: dict[str, float] = {}
         for name, value in pattern.items():
-            if not _is_positive(value, whole=key == "rank_pattern"):
-                problems.add(
-                    f"{key}.{name}: {value!r} is no positive {'whole ' if key == 'rank_pattern' else ''}number",
-                    MEND_SETTINGS,
-                )
-            elif not _is_expression(name):
-                problems.add(f"{key}.{name}: is no regular expression", MEND_SETTINGS)
+            is_rank = key == "rank_pattern"
+            if not _is_number(value, is_rank=is_rank):
+                wanted = "positive whole" if is_rank else "finite"
+                problems.add(f"{key}.{name}: {value!r} is no {wanted} number", MEND_SETTINGS)
+            elif not is_pattern(name):
+                problems.add(f"{key}.{name[:80]}: is no regular expression that PEFT can use", MEND_SETTINGS)
             else:
                 good[name] = value
         return good
 
 
-def _by_pattern(pattern: Mapping[str, float], spellings: tuple[str, ...], default: float) -> float:
-    """PEFT's `get_pattern_key`: the first key that matches all of the name, or all of it after a dot."""
-    for key, value in pattern.items():
-        if any(re.match(rf"(.*\.)?({key})$", name) for name in spellings):
-            return value
-    return next((pattern[name] for name in spellings if name in pattern), default)
-
-
-def _is_expression(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
+def _is_number(value: Any, *, is_rank: bool) -> bool:  # noqa: ANN401 - parsed JSON
+    """Whether it is a rank, or an alpha: finite, also 0 or below, which switch a layer off or invert it."""
+    if isinstance(value, bool) or not isinstance(value, int if is_rank else (int, float)):
         return False
-    return True
-
-
-def _is_positive(value: Any, *, whole: bool) -> bool:  # noqa: ANN401 - parsed JSON
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        return False
-    return math.isfinite(value) and value > 0
+    return 0 < value < 1 << 31 if is_rank else abs(value) <= sys.float_info.max  # False for NaN

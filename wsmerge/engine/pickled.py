@@ -24,6 +24,7 @@ import numpy as np
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import dtype_named
+from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.errors import CheckpointError, Problems, TensorFileError
 
@@ -34,6 +35,7 @@ __all__ = ["PICKLE_SUFFIXES", "PickledFile", "is_pickled"]
 
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
 _ZIP_START: Final = b"PK\x03\x04"
+_START_BYTES: Final = 64
 _NESTED: Final = "state_dict"
 _NAMED_OBJECT: Final = re.compile(r"GLOBAL (\w+(?:\.\w+)+)")
 _COPY_AGAIN: Final = "download or copy it again from where it comes from"
@@ -101,11 +103,13 @@ def _load(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     import torch  # noqa: PLC0415 - slow to load; only such a file needs it
 
     try:
-        is_archive = _is_archive(path)
+        with path.open("rb") as file:
+            start = file.read(_START_BYTES)
     except OSError as error:
         raise TensorFileError(f"cannot be opened: {error.strerror or error}", where=str(path)) from error
+    refuse_lfs_pointer(start, str(path), TensorFileError)
     try:
-        return torch.load(str(path), map_location="cpu", mmap=is_archive, weights_only=True)
+        return torch.load(str(path), map_location="cpu", mmap=start.startswith(_ZIP_START), weights_only=True)
     except Exception as error:
         # A damaged pickle fails with whatever its next instruction fails with.
         raise _unreadable(error, path) from error

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.remote_file import RemoteFile
 from wsmerge.core.tensor_file import TensorFile
@@ -136,7 +137,9 @@ def read_json_object(file: Path) -> dict[str, Any]:
         CheckpointError: the file holds something else.
     """
     try:
-        value = json.loads(file.read_bytes())
+        data = file.read_bytes()
+        refuse_lfs_pointer(data, str(file), CheckpointError)
+        value = json.loads(data)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

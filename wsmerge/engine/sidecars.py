@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from wsmerge.core.dtypes import DType
+from wsmerge.core.files import refuse_lfs_pointers
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.output_config import output_config
 from wsmerge.engine.sink import output_failure
 from wsmerge.engine.vocabulary.chat import reserialise_tokenizer
 from wsmerge.engine.vocabulary.vocabulary import Vocabulary, is_tokenizer_file
+from wsmerge.errors import CheckpointError
 
 __all__ = ["OutputFiles", "carried_files", "write_beside", "write_synced"]
 
@@ -39,6 +41,9 @@ class OutputFiles:
         chat_template: text of the template; None to leave the tokenizer's.
         trust_remote_code: whether code that comes with a tokenizer may run.
         bare: whether nothing but the weights is written: tensor files have no configuration.
+
+    Raises:
+        CheckpointError: files of the donor are Git LFS pointers, which would be carried over for the files.
     """
 
     donor: Path
@@ -47,6 +52,10 @@ class OutputFiles:
     chat_template: str | None = None
     trust_remote_code: bool = False
     bare: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.bare:
+            refuse_lfs_pointers(carried_files(self.donor), CheckpointError)
 
     @classmethod
     def steered(cls, base: Checkpoint, out_dtype: DType | None) -> Self:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, Self
 import rfc8785
 from pydantic import Field, NonNegativeInt, ValidationError
 
+from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.digest import MAX_EXACT_INTEGER, canonical_json, content_digest, sha256_hex
 from wsmerge.errors import BadReferenceError, ManifestError, Problems
 from wsmerge.registry.records import (
@@ -139,6 +140,7 @@ def parse_manifest(data: bytes, *, where: str | None = None) -> Manifest:
     Raises:
         ManifestError: not JSON, not canonical, or not of this format; `where` is the file.
     """
+    refuse_lfs_pointer(data, where or MANIFEST_FILE, ManifestError)
     try:
         fields = json.loads(data, parse_int=_number)
     except (ValueError, RecursionError) as error:

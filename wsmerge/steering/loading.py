@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from wsmerge.core.files import refuse_lfs_pointers
 from wsmerge.errors import CheckpointError, UsageError
 from wsmerge.steering.chat import bind_template_args
 
@@ -41,7 +43,8 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "cpu") -> Pre
     with quiet_transformers():
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, wanted))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
+            refuse_lfs_pointers(sorted(folder.glob("*")), CheckpointError)
             raise CheckpointError(f"cannot be loaded: {error}", where=str(folder)) from error
     try:
         model.to(device)  # type: ignore[arg-type]  # transformers types it as a torch.device
@@ -63,6 +66,7 @@ def load_tokenizer(folder: Path, template_args: Mapping[str, Any] | None = None)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
+        refuse_lfs_pointers(sorted(folder.glob("*")), CheckpointError)
         raise CheckpointError(f"holds no tokenizer that can be loaded: {error}", where=str(folder)) from error
     if tokenizer.chat_template is None:
         raise CheckpointError(

@@ -17,8 +17,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from wsmerge.core.files import refuse_lfs_pointers
 from wsmerge.engine.vocabulary.settings import VocabularyModel, VocabularySettings
-from wsmerge.engine.vocabulary.vocabulary import Vocabulary
+from wsmerge.engine.vocabulary.vocabulary import TOKENIZER_FILES, Vocabulary
 from wsmerge.errors import RecipeError, WsmergeError
 
 __all__ = ["build_vocabulary", "padded"]
@@ -48,6 +49,10 @@ def build_vocabulary(
         return None
     first = base or models[0]
     ordered = list({model.label: model for model in (first, *models)}.values())
+    for model in ordered:
+        refuse_lfs_pointers(
+            map(model.folder.joinpath, sorted(TOKENIZER_FILES)), RecipeError
+        )  # a tokenizer that cannot be read is else taken for the base's
     with _warnings_of_mergekit() as notes:
         return _Builder(ordered, settings, notes, trust_remote_code=trust_remote_code).build()
 

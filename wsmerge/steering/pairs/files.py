@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.errors import PairsError, Problems
 
 __all__ = ["Pair", "load_pairs", "pair_lines"]
@@ -93,9 +94,11 @@ def pair_lines(pairs: Iterable[Pair]) -> bytes:
 def _lines(path: Path) -> list[bytes]:
     """Return the file's lines; only a line feed ends one, since U+2028 and its like may stand inside a JSON string."""
     try:
-        return path.read_bytes().split(b"\n")
+        data = path.read_bytes()
     except OSError as error:
         raise PairsError(f"cannot read the pair file: {error}", where=str(path)) from error
+    refuse_lfs_pointer(data, str(path), PairsError)
+    return data.split(b"\n")
 
 
 def _row(line: bytes, number: int, where: str, problems: Problems) -> Pair | None:
