@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-__all__ = ["TEXT_SECTIONS", "is_tied_by_config", "tied_pair"]
+__all__ = ["TEXT_SECTIONS", "embeddings_among", "is_tied_by_config", "tied_pair"]
 
 _OUTPUTS: Final = ("lm_head.weight", "embed_out.weight", "output_projection.weight", "proj_out.weight")
 _INPUTS: Final = (
@@ -51,6 +51,11 @@ def tied_pair(names: Iterable[str], config: Mapping[str, Any], are_equal: Callab
     if not outputs:
         return {} if wanted is False else {_OUTPUTS[0]: inputs[0]}
     return {outputs[0]: inputs[0]} if wanted and are_equal(outputs[0], inputs[0]) else {}
+
+
+def embeddings_among(names: Iterable[str]) -> list[str]:
+    """Those that are called as input or output embeddings are."""
+    return [name for name in names if _ends_with(name, (*_INPUTS, *_OUTPUTS))]
 
 
 def is_tied_by_config(config: Mapping[str, Any]) -> bool | None:

@@ -260,6 +260,46 @@ def test_a_stack_carries_those_of_a_layer_along_with_it(tmp_path):
     assert "model.extra.weight" in read_all(tmp_path / "out")
 
 
+def deeper_than_told(folder):
+    """A Llama with a third layer, past the two that its configuration counts, and a tower that its definition lacks."""
+    extra = {"model.layers.2.eh_proj.weight": (BF16, np.full((16, 32), 0x3F80, np.uint16))}
+    tower = {"vision.blocks.5.proj.weight": (BF16, np.full((4, 4), 0x4000, np.uint16))}
+    return model(folder, extra=extra | tower, config={"num_hidden_layers": 2})
+
+
+@pytest.mark.parametrize("form", ["models", "slices", "two slices"])
+def test_layers_past_those_that_the_configuration_counts_are_carried(tmp_path, form):
+    deep = deeper_than_told(tmp_path / "deep")
+    source = {"model": str(deep)}
+    slices = {"slices": [[(source, (0, 2))]], "two slices": [[(source, (0, 1))], [(source, (1, 2))]]}
+    layers = {"models": [source]} if form == "models" else {"slices": stacked(slices[form])}
+    report = merge(tmp_path / "out", {"merge_method": "passthrough", **layers})
+    assert report.warnings == ()
+    written, given = read_all(tmp_path / "out"), read_all(deep)
+    assert written.keys() == given.keys()
+    assert all(np.array_equal(written[name][1], given[name][1]) for name in given)
+
+
+def test_layers_past_those_that_are_counted_are_told_where_slices_leave_them_out(tmp_path):
+    deep = deeper_than_told(tmp_path / "deep")
+    slices = stacked([[({"model": str(deep)}, (0, 2))], [({"model": str(deep)}, (1, 2))]])
+    report = merge(tmp_path / "out", {"merge_method": "passthrough", "slices": slices})
+    assert any("10 tensors past the layers" in line and "model.layers.2." in line for line in report.warnings)
+    written = read_all(tmp_path / "out")
+    assert "vision.blocks.5.proj.weight" in written
+    assert "model.layers.2.eh_proj.weight" not in written
+    assert "model.layers.2.mlp.up_proj.weight" in written  # of layer 1, a second time
+
+
+def test_layers_past_those_that_are_counted_are_refused_by_name_where_something_is_merged(tmp_path):
+    deep = deeper_than_told(tmp_path / "deep")
+    tuned = fine_tune(deep, tmp_path / "tuned", seed=1)
+    (tuned / "config.json").write_text((deep / "config.json").read_text())
+    with pytest.raises(CheckpointError, match="would be lost") as caught:
+        merge(tmp_path / "out", recipe_of("task_arithmetic", deep, tuned))
+    assert "deep: model.layers.2.eh_proj.weight" in caught.value.details
+
+
 def test_dtypes_of_what_is_carried(tmp_path):
     odd = model(tmp_path / "odd", extra=EXTRA | {"model.count": (dtype_named("int64"), np.arange(4))})
     recipe = {"merge_method": "passthrough", "models": entries((odd, {})), "out_dtype": "float32"}

@@ -1,7 +1,7 @@
 """Which architecture the inputs of a merge have, chosen as mergekit chooses.
 
 one name in each config.json   -> its definition; where several define the name, the one for the config's model_type
-some name has no definition    -> inferred from all inputs
+some name has no definition    -> inferred from all inputs; read off what they store, where that leaves tensors out
 different definitions          -> refused, unless mixing is allowed: then the base's, else the first input's
 """
 
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from wsmerge.engine.architecture.definitions import definitions_of
 from wsmerge.engine.architecture.live import PYTHON_DEFINED, inferred, python_defined
+from wsmerge.engine.architecture.stored import is_covered, stored_architecture
 from wsmerge.engine.architecture.weights import Architecture
 from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.engine.inputs.converted import ConversionCache
 from wsmerge.errors import CheckpointError, Problems
 
 __all__ = ["architecture_of", "refuse_unheld_layers"]
@@ -36,6 +38,8 @@ def architecture_of(
     allow_mixed: bool = False,
     overrides: Mapping[Checkpoint, str] | None = None,
     trust_remote_code: bool = False,
+    as_mergekit: bool = False,
+    cache: ConversionCache | None = None,
 ) -> Architecture:
     """The architecture that all inputs of a merge share.
 
@@ -45,6 +49,8 @@ def architecture_of(
         allow_mixed: take inputs of different architectures, as mergekit's `--allow-crimes` does.
         overrides: the architecture that a model reference names in place of the one in `config.json`.
         trust_remote_code: whether code that comes with a checkpoint may be run to infer an architecture.
+        as_mergekit: take what mergekit infers also where stored tensors are lost by it.
+        cache: of conversions, where the caller has one.
 
     Raises:
         CheckpointError: a `config.json` does not name one architecture, or the inputs differ; every input at once.
@@ -56,11 +62,19 @@ def architecture_of(
     choices = [_choice(member, name) for member, name in zip(members, names, strict=True)]
     if any(choice.key is None for choice in choices):
         first = choices[0]
-        return inferred(first.name, members, first.checkpoint, trust_remote_code=trust_remote_code)
+        found = inferred(first.name, members, first.checkpoint, trust_remote_code=trust_remote_code)
+        return found if as_mergekit else _covering(found, members, cache or ConversionCache())
     if not allow_mixed:
         _refuse_mixed(choices)
     chosen = choices[0]
     return chosen.architecture or python_defined(chosen.name, chosen.checkpoint.config)
+
+
+def _covering(found: Architecture, members: Sequence[Checkpoint], cache: ConversionCache) -> Architecture:
+    """`found` where it covers what is stored, else the architecture by stored names, where all store the same."""
+    if all(is_covered(found, member, cache) for member in members):
+        return found
+    return stored_architecture(found, members, cache) or found
 
 
 def _names(members: Sequence[Checkpoint], overrides: Mapping[Checkpoint, str]) -> list[str]:

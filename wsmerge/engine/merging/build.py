@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,17 @@ from wsmerge.engine.architecture import Architecture, architecture_of, refuse_un
 from wsmerge.engine.fit import Placement, place_deltas
 from wsmerge.engine.inputs.converted import ConversionCache
 from wsmerge.engine.inputs.rows import RowsInput
-from wsmerge.engine.merging.carried import carried_tensors, refuse_undefined, undefined_by_model
+from wsmerge.engine.merging.carried import (
+    carried_tensors,
+    past_layers,
+    refuse_undefined,
+    sites_by_name,
+    undefined_by_model,
+)
 from wsmerge.engine.merging.models import Model, Models
 from wsmerge.engine.merging.references import input_references
 from wsmerge.engine.merging.schedule import draw_order
-from wsmerge.engine.merging.sites import Module, modules_of, sites_of_output
+from wsmerge.engine.merging.sites import Module, Site, modules_of, sites_of_output
 from wsmerge.engine.merging.steps import Aligned, PlannedStep, StepBuilder, StepSettings, refuse_together
 from wsmerge.engine.merging.vocabularies import aligning, truncating, vocabulary_digest, vocabulary_of
 from wsmerge.engine.methods.step import MergeStep, StepInput
@@ -114,8 +120,14 @@ class _Planning:
         vocabulary = vocabulary_of(
             self._recipe, self._inputs, self._request.models, trust_remote_code=self._request.leave.trust_remote_code
         )
-        steps = self._steps(modules, config, vocabulary)
-        steps += self._carried(architecture, modules)
+        undefined = undefined_by_model(self._inputs, architecture, self._conversions)
+        bugs, parameters = self._request.numerics.mergekit_bugs, self._recipe.parameters
+        sites = list(sites_of_output(modules, config, parameters, mergekit_bugs=bugs))
+        if architecture.is_inferred and not bugs:
+            by_name = list(sites_by_name(undefined, modules, parameters))
+            sites, undefined = [*sites, *by_name], {} if by_name else undefined
+        steps = self._steps(sites, vocabulary)
+        steps += self._carried(architecture, modules, undefined)
         plan = self._assemble(steps, vocabulary)
         files = self._files(architecture, modules, plan, vocabulary)
         return PlannedMerge(plan, files, tuple(dict.fromkeys(self._warnings)))
@@ -141,6 +153,8 @@ class _Planning:
             allow_mixed=self._request.leave.mix_architectures,
             overrides=overrides,
             trust_remote_code=self._request.leave.trust_remote_code,
+            as_mergekit=self._request.numerics.mergekit_bugs,
+            cache=self._conversions,
         )
         refuse_unheld_layers(architecture, checkpoints)
         return architecture
@@ -200,9 +214,7 @@ class _Planning:
     def _out_dtype(self) -> DType | None:
         return dtype_named(self._recipe.out_dtype) if self._recipe.out_dtype else None
 
-    def _steps(
-        self, modules: Sequence[Module], config: Mapping[str, Any], vocabulary: Vocabulary | None
-    ) -> list[PlannedStep]:
+    def _steps(self, sites: Iterable[Site], vocabulary: Vocabulary | None) -> list[PlannedStep]:
         settings = StepSettings(
             self._method,
             self._dtype,
@@ -212,11 +224,10 @@ class _Planning:
             moves_rows=vocabulary is not None,
         )
         builder = StepBuilder(settings, self._conversions)
-        bugs = self._request.numerics.mergekit_bugs
         found: list[PlannedStep] = []
         places: dict[Hashable, int] = {}
         errors: list[CheckpointError | RecipeError] = []
-        for site in sites_of_output(modules, config, self._recipe.parameters, mergekit_bugs=bugs):
+        for site in sites:
             try:
                 step = builder.build(site)
             except (CheckpointError, RecipeError) as error:
@@ -235,21 +246,30 @@ class _Planning:
         self._warnings += builder.warnings
         return found
 
-    def _carried(self, architecture: Architecture, modules: Sequence[Module]) -> list[PlannedStep]:
-        undefined = undefined_by_model(self._inputs, architecture, self._conversions)
+    def _carried(
+        self, architecture: Architecture, modules: Sequence[Module], undefined: Mapping[Model, Sequence[str]]
+    ) -> list[PlannedStep]:
         if self._request.numerics.mergekit_bugs:
             self._warnings += [
                 f"{model.label}: as in mergekit, {len(names)} tensors are lost that {architecture.name} does not name"
                 for model, names in undefined.items()
             ]
             return []
-        if self._method.name != "passthrough":
+        past = {model: past_layers(names, modules, model) for model, names in undefined.items()}
+        # What was inferred and leaves other tensors out mixes two layouts, which nothing could load.
+        if self._method.name != "passthrough" or (architecture.is_inferred and past != undefined):
             refuse_undefined(undefined, architecture)
             return []
-        return [
-            self._carried_step(name, model, stored)
-            for name, model, stored in carried_tensors(undefined, modules, self._donor)
-        ]
+        carried = list(carried_tensors(undefined, modules, self._donor))
+        kept = {(model, stored) for _, model, stored in carried}
+        for model, names in past.items():
+            left = [name for name in names if (model, name) not in kept]
+            if left:
+                self._warnings.append(
+                    f"{model.label}: {len(left)} tensors past the layers that config.json counts are left out "
+                    f"({left[0]}, ...): slices do not say where they go"
+                )
+        return [self._carried_step(name, model, stored) for name, model, stored in carried]
 
     def _carried_step(self, name: str, model: Model, stored: str) -> PlannedStep:
         tensor = model.tensor(stored)

@@ -1,7 +1,8 @@
 """Tensors that no architecture definition names: carried over where nothing is merged, refused where something is.
 
 mergekit drops them without a word. A frankenmerge takes those of a layer along with the layer, renumbered, and those of
-no layer from the model that the configuration comes from.
+no layer from the model that the configuration comes from. Layers past those that `config.json` counts (multi-token
+prediction) are carried over with all the others; slices do not say where they go, so they are left out, and told.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from wsmerge.core.layers import layer_position
-from wsmerge.engine.architecture import Architecture
+from wsmerge.engine.architecture import Architecture, Weight
 from wsmerge.engine.architecture.undefined import undefined_tensors
 from wsmerge.engine.inputs.converted import ConversionCache
 from wsmerge.engine.merging.models import Model
-from wsmerge.engine.merging.sites import Module
+from wsmerge.engine.merging.sites import Module, Site, SourceTensor
 from wsmerge.errors import CheckpointError
+from wsmerge.recipe.merging import Parameters
 
-__all__ = ["carried_tensors", "refuse_undefined", "undefined_by_model"]
+__all__ = ["carried_tensors", "past_layers", "refuse_undefined", "sites_by_name", "undefined_by_model"]
 
 _LISTED = 20
 
@@ -53,12 +55,18 @@ def refuse_undefined(undefined: Mapping[Model, Sequence[str]], architecture: Arc
 def carried_tensors(
     undefined: Mapping[Model, Sequence[str]], modules: Sequence[Module], donor: Model
 ) -> Iterator[tuple[str, Model, str]]:
-    """For a passthrough: the output's name of each such tensor, the model that it comes from, and its name there."""
+    """For a passthrough: the output's name of each such tensor, the model that it comes from, and its name there.
+
+    Layers past those that `config.json` counts are carried over where the output has the donor's layers as they are.
+    """
+    by_stack = {stack: module for module in modules for stack in _stacks_of(module, donor)}
+    past = past_layers(undefined.get(donor, ()), modules, donor)
     for name in undefined.get(donor, ()):
-        if layer_position(name) is None:
+        place = layer_position(name)
+        module = by_stack.get(place.stack) if place else None
+        if module is None or (module.is_whole and name in past):
             yield name, donor, name
-    for module in modules:
-        stack = _stack_of(module, donor)
+    for stack, module in by_stack.items():
         layer = 0
         for part in module.slices:
             source = part.sources[0]
@@ -71,7 +79,38 @@ def carried_tensors(
             layer += part.length
 
 
-def _stack_of(module: Module, donor: Model) -> str | None:
-    weights = module.architecture.layer(donor.config, 0)
-    places = [place for weight in weights if (place := layer_position(weight.name))]
-    return places[0].stack if places else None
+def sites_by_name(
+    undefined: Mapping[Model, Sequence[str]], modules: Sequence[Module], parameters: Parameters | None
+) -> Iterator[Site]:
+    """Sites of the tensors that no definition names, where all sources store the same and the layers stay as they are.
+
+    An architecture that was inferred has such tensors past its layers. `parameters` are the recipe's.
+    """
+    first = modules[0].slices[0]
+    models = {source.model for source in first.sources}
+    names = dict.fromkeys(name for found in undefined.values() for name in found)
+    whole = all(module.is_whole and len(module.slices) == 1 for module in modules)
+    if not whole or any(set(undefined.get(model, ())) != set(names) for model in models):
+        return
+    for name in names:
+        weight = Weight(name)
+        inputs = tuple(SourceTensor(source, weight) for source in first.sources)
+        yield Site(weight, inputs, 0.0, (first.parameters, modules[0].parameters, parameters), first.has_base)
+
+
+def past_layers(names: Sequence[str], modules: Sequence[Module], model: Model) -> tuple[str, ...]:
+    """Those that lie in a module's layers, past the number of them that the configuration of `model` counts."""
+    by_stack = {stack: module for module in modules for stack in _stacks_of(module, model)}
+    return tuple(
+        name
+        for name in names
+        if (place := layer_position(name)) is not None
+        and place.stack in by_stack
+        and place.layer >= by_stack[place.stack].architecture.num_layers(model.config)
+    )
+
+
+def _stacks_of(module: Module, model: Model) -> set[str]:
+    """The stacks that hold the module's layers, under names and aliases."""
+    weights = module.architecture.layer(model.config, 0)
+    return {place.stack for weight in weights for name in weight.names if (place := layer_position(name))}

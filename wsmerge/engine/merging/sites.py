@@ -77,6 +77,11 @@ class Module:
         """For each layer of the output, the layer of its slice's first source."""
         return tuple(layer for part in self.slices for layer in range(*part.sources[0].layers))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its layers are all those of its first source, in their order."""
+        return self.source_layers == tuple(range(self.architecture.num_layers(self.slices[0].sources[0].model.config)))
+
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
