@@ -27,7 +27,7 @@ from wsmerge.core.tensors import BaseIdentity
 from wsmerge.errors import DirectionError, Problems, TensorFileError, VerificationError
 from wsmerge.registry.artifact_reading import read_manifest
 from wsmerge.registry.files import ArtifactFiles, FolderFiles
-from wsmerge.registry.manifest import MANIFEST_FILE, Manifest
+from wsmerge.registry.manifest import Manifest
 from wsmerge.registry.payloads import (
     ADAPTER_CONFIG_FILE,
     Payload,
@@ -238,7 +238,8 @@ def verify_direction(direction: Direction) -> tuple[str, ...]:
     problems = Problems()
     if direction.payload.adapter:
         _check_adapter_config(direction, problems)
-    _check_repeated_manifest(direction, problems)
+    for line in direction.payload.contradictions(direction.manifest.canonical_bytes().decode()):
+        problems.add(line)
     for key, row, part in component_keys(direction.manifest.tensors, adapter=direction.payload.adapter):
         digest = sha256()
         finite = True
@@ -261,13 +262,6 @@ def _check_adapter_config(direction: Direction, problems: Problems) -> None:
         return
     for problem in adapter_config_problems(data, direction.manifest.tensors, direction.manifest.base):
         problems.add(f"{ADAPTER_CONFIG_FILE}: {problem}")
-
-
-def _check_repeated_manifest(direction: Direction, problems: Problems) -> None:
-    """A zarr payload names the direction too, for whoever has it alone."""
-    repeated = direction.payload.manifest_text
-    if repeated is not None and repeated.encode() != direction.manifest.canonical_bytes():
-        problems.add(f"{direction.payload.label}: the manifest in its attributes is not {MANIFEST_FILE}")
 
 
 def _contents(files: ArtifactFiles, name: str) -> bytes:

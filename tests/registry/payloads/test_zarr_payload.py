@@ -34,8 +34,14 @@ from tests.sources import MemoryDirection, identity
 from wsmerge.core.deltas import DenseDelta
 from wsmerge.core.ranges import RangeFile
 from wsmerge.engine.checkpoint import Checkpoint
-from wsmerge.errors import DirectionError, MissingDependencyError, TensorFileError, UsageError
-from wsmerge.registry import open_direction_folder, verify_direction, write_direction
+from wsmerge.errors import (
+    DirectionError,
+    MissingDependencyError,
+    TensorFileError,
+    UsageError,
+    VerificationError,
+)
+from wsmerge.registry import Store, open_direction_folder, verify_direction, write_direction
 from wsmerge.registry.direction import open_direction
 from wsmerge.registry.files import FolderFiles
 from wsmerge.registry.payloads import component_keys
@@ -269,6 +275,42 @@ def test_another_manifest_in_the_group_is_found(tmp_path):
     damage(tmp_path / "zarr/direction.zarr/zarr.json", rb"\"name\":\"formal\"", rb"\"name\":\"casual\"")
     with open_direction_folder(tmp_path / "zarr") as direction:
         assert [line for line in verify_direction(direction) if "attributes is not direction.json" in line]
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_an_array_whose_own_metadata_were_changed_is_found(tmp_path, codec):
+    """Who opens the array alone reads them, and not those that the group repeats."""
+    array = packed_folder(tmp_path, codec=codec) / f"direction.zarr/{DENSE}.delta/zarr.json"
+    whole = array.read_bytes()
+    fields = json.loads(whole)
+    changes = [
+        b"",
+        b"{",
+        json.dumps(fields | {"fill_value": 1.0}).encode(),
+        json.dumps(fields | {"shape": [fields["shape"][0] * fields["shape"][1]]}).encode(),
+        json.dumps(fields | {"attributes": {}}).encode(),
+    ]
+    array.chmod(0o644)
+    for changed in changes:
+        array.write_bytes(changed)
+        with open_direction_folder(tmp_path / "zarr") as direction:
+            (found,) = verify_direction(direction)
+            assert f"{DENSE}.delta/zarr.json: is not what the group's zarr.json says" in found
+        with pytest.raises(VerificationError):
+            Store(tmp_path / "store").publish(tmp_path / "zarr")
+    array.unlink()
+    with open_direction_folder(tmp_path / "zarr") as direction:
+        assert len(verify_direction(direction)) == 1
+    array.write_bytes(whole)
+    planted = array.parent.with_name("planted")
+    planted.mkdir()
+    (planted / "zarr.json").write_bytes(whole)
+    with open_direction_folder(tmp_path / "zarr") as direction:
+        (found,) = verify_direction(direction)
+    assert "planted/zarr.json" in found
+    (planted / "zarr.json").unlink()
+    with open_direction_folder(tmp_path / "zarr") as direction:
+        assert verify_direction(direction) == ()
 
 
 def packed_folder(tmp_path: Path, **more: object) -> Path:

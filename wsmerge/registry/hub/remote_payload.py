@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from threading import Lock
 from typing import Final
@@ -54,10 +54,9 @@ class FetchedPayload(Payload):
         """Dtype and shape of each key."""
         return self._payload.specs
 
-    @property
-    def manifest_text(self) -> str | None:
-        """The text of the manifest, where the payload repeats it."""
-        return self._payload.manifest_text
+    def contradictions(self, manifest: str) -> Iterator[str]:
+        """What metadata of the payload say otherwise than `manifest`, or than each other, a line each."""
+        return self._payload.contradictions(manifest)
 
     def expect(self, keys: Iterable[str]) -> None:
         """Say that of all arrays only `keys` will be read."""

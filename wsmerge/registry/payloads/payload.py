@@ -30,11 +30,6 @@ class Payload(Closing):
     adapter: bool = False
 
     @property
-    def manifest_text(self) -> str | None:
-        """The text of the manifest, where the payload repeats it."""
-        return None
-
-    @property
     @abstractmethod
     def specs(self) -> Mapping[str, TensorSpec]:
         """Dtype and shape of each key."""
@@ -42,6 +37,10 @@ class Payload(Closing):
     @abstractmethod
     def fill(self, key: str, start: int, out: NDArray[np.float32]) -> None:
         """Fill `out`, which is not empty, with elements that array `key` has."""
+
+    def contradictions(self, manifest: str) -> Iterator[str]:  # noqa: ARG002 - of payloads that have metadata
+        """What metadata of the payload say otherwise than `manifest`, or than each other, a line each."""
+        yield from ()
 
     def expect(self, keys: Iterable[str]) -> None:
         """Say that of all arrays only `keys` will be read, so that of a remote payload nothing else is fetched."""

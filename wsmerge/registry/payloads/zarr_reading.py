@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from threading import local
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,6 +55,7 @@ class ZarrPayload(Payload):
         from wsmerge.registry.payloads.zarr_stores import ChunkStore  # noqa: PLC0415 - as above
 
         self.label = label
+        self._store, self._path = store, path
         self._owned = store if owned else None
         data = get_bytes(store, joined(path, METADATA_FILE))
         if data is None:
@@ -82,6 +84,23 @@ class ZarrPayload(Payload):
     def manifest_text(self) -> str | None:
         """The manifest that the group's attributes hold, None where there is none."""
         return manifest_of(self.group)
+
+    def contradictions(self, manifest: str) -> Iterator[str]:
+        """A manifest in the attributes that is another; an array whose own metadata are not those that the group has."""
+        from wsmerge.registry.payloads.zarr_keys import get_bytes, joined, list_keys  # noqa: PLC0415 - as above
+
+        if self.manifest_text not in (None, manifest):
+            yield f"{self.label}: the manifest in its attributes is not direction.json"
+        suffix = f"/{METADATA_FILE}"
+        arrays = {array.name: array.fields for array in self._metadata.values()}
+        present = {key.removesuffix(suffix) for key in list_keys(self._store, self._path) if key.endswith(suffix)}
+        for name in sorted(present | set(arrays)):
+            try:
+                own = json.loads(get_bytes(self._store, joined(self._path, name + suffix)) or b"null")
+            except (ValueError, RecursionError):
+                own = None
+            if name not in arrays or own != arrays[name]:
+                yield f"{self.label}/{name}{suffix}: is not what the group's {METADATA_FILE} says of this array"
 
     def fill(self, key: str, start: int, out: NDArray[np.float32]) -> None:
         """Fill `out` with the elements of array `key` from element `start` on.
