@@ -7,10 +7,14 @@ import os
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
+from zarr.storage import LocalStore
 
+import wsmerge
+from tests.builders import llama_shapes, make_checkpoint, random_tensors
 from tests.registry.artifacts import SHAPES, about, make_artifact
 from tests.sources import MemoryDirection, identity, random_direction
 from wsmerge.core.deltas import DenseDelta, LowRankDelta
@@ -22,7 +26,8 @@ from wsmerge.errors import (
     TensorFileError,
     VerificationError,
 )
-from wsmerge.registry import open_direction_folder, verify_direction, write_direction
+from wsmerge.registry import Store, open_direction_folder, verify_direction, write_direction
+from wsmerge.registry.payloads import write_zarr_payload
 
 
 def mixed_source() -> MemoryDirection:
@@ -297,3 +302,80 @@ def test_an_adapter_folder_is_told_how_to_become_an_artifact(tmp_path):
     with pytest.raises(DirectionError, match="is no artifact") as caught:
         open_direction_folder(folder)
     assert f"wsmerge extract NAME --base BASE --positive {folder}" in str(caught.value.hint)
+
+
+def rotten(folder: Path, place: int) -> Path:
+    """A dense direction of two tensors, whose payload has a wrong byte at `place` from its end."""
+    shapes = {f"model.layers.{layer}.mlp.up_proj.weight": (64, 48) for layer in range(2)}
+    write_direction(folder, random_direction(shapes, rank=None), about()).close()
+    file = folder / "direction.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-place] ^= 1
+    file.write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("payload", ["safetensors", "zarr"])
+@pytest.mark.parametrize("start", [0, 2000])
+def test_no_element_of_a_dense_delta_that_rotted_is_given(tmp_path, payload, start):
+    """Wherever the rot is and whatever is read; other deltas are read as ever."""
+    folder = rotten(tmp_path / "d", 64 * 48 * 4)
+    if payload == "zarr":  # other bytes that are well-formed, with checksums of their own
+        with open_direction_folder(folder) as damaged:
+            text = damaged.manifest.canonical_bytes().decode()
+            rows = damaged.manifest.tensors
+
+            def fill(row, part, begin, out):
+                damaged.payload.read_into(f"{row.name}.{part.component}", begin, out)
+
+            (tmp_path / "zarr").mkdir()
+            store = LocalStore(tmp_path / "zarr" / "direction.zarr")
+            write_zarr_payload(store, "", rows, fill, manifest=text, codec="none")
+        (tmp_path / "zarr" / "direction.json").write_text(text)
+        folder = tmp_path / "zarr"
+    out = np.zeros(7, np.float32)
+    with open_direction_folder(folder) as direction:
+        good, bad = direction.shapes
+        for _ in range(2):
+            with pytest.raises(VerificationError, match=r"layers\.1.*the bytes of delta are not those"):
+                direction.read_dense(bad, start, out)
+            with pytest.raises(VerificationError, match=r"layers\.1"):
+                direction.delta(bad)
+            assert not out.any()
+        direction.read_dense(good, start, out)
+        assert out.all()
+
+
+def test_threads_hash_a_dense_delta_once(tmp_path, monkeypatch):
+    folder = tmp_path / "d"
+    write_direction(folder, random_direction({"model.a.weight": (512, 512)}, rank=None), about()).close()
+    with open_direction_folder(folder) as direction:
+        read = direction.payload.read_into
+        reads: list[int] = []
+
+        def counted(key, start, out):
+            reads.append(out.size)
+            read(key, start, out)
+
+        monkeypatch.setattr(direction.payload, "read_into", counted)
+        with ThreadPoolExecutor(8) as pool:
+            blocks = [pool.submit(direction.read_dense, "model.a.weight", 0, np.empty(8, np.float32)) for _ in range(8)]
+            for block in blocks:
+                block.result()
+    assert sum(reads) == 512 * 512 + 8 * 8
+
+
+def test_a_merge_with_a_dense_delta_that_rotted_is_refused(tmp_path):
+    shapes = llama_shapes(layers=1)
+    base = make_checkpoint(tmp_path / "base", random_tensors(shapes))
+    write_direction(tmp_path / "d", random_direction(shapes, rank=None), about()).close()
+    entry = Store(tmp_path / "store").publish(tmp_path / "d")
+    file = entry.path / "direction.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 4
+    file.chmod(0o644)
+    file.write_bytes(data)
+    recipe = {"base_model": str(base), "directions": [{"direction": "formal", "weight": 1.0}]}
+    with pytest.raises(VerificationError, match="not those that the manifest names"):
+        wsmerge.merge(recipe, tmp_path / "out", store=Store(tmp_path / "store"))
+    assert not (tmp_path / "out").exists()

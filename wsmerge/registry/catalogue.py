@@ -17,6 +17,7 @@ from wsmerge.registry.direction import Direction, open_direction
 from wsmerge.registry.entries import Broken, Entry, Survey, error_lines
 from wsmerge.registry.files import ArtifactFiles
 from wsmerge.registry.history import Event, History
+from wsmerge.registry.payloads import FetchedPayload
 from wsmerge.registry.references import HubReference, PathReference, StoreReference, check_name, parse_reference
 from wsmerge.registry.versions import FIRST_VERSION, Version
 
@@ -155,10 +156,17 @@ class Catalogue(ABC):
         return self._select(store_reference(reference))[0]
 
     def open(self, reference: str | StoreReference) -> Direction:
-        """The direction that `reference` means now, opened; close it after use."""
+        """The direction that `reference` means now, opened; close it after use.
+
+        Where its files lie on no disk of this machine, each array comes once and whole.
+        """
         wanted = store_reference(reference)
         version = self.version_of(wanted)
-        return open_direction(self.files(wanted.name, version), label=f"{wanted.name}@{version}")
+        direction = open_direction(self.files(wanted.name, version), label=f"{wanted.name}@{version}")
+        if direction.files.folder is not None:
+            return direction
+        payload = FetchedPayload(direction.payload, direction.manifest, direction.label)
+        return Direction(direction.files, direction.manifest, payload, label=direction.label)
 
     def _select(self, wanted: StoreReference) -> tuple[Version, tuple[Version, ...], History]:
         """The version that `wanted` means, and all versions and the history that told so."""

@@ -11,11 +11,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,9 @@ from wsmerge.registry.payloads import (
 )
 from wsmerge.registry.records import TensorRecord
 
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
 __all__ = [
     "Direction",
     "check_agreement",
@@ -50,8 +55,8 @@ __all__ = [
 class Direction(Closing):
     """An opened artifact folder; a context manager. Tensors are read when asked for; threads may share it.
 
-    Factors are hashed against the manifest when they are first read. Dense deltas are read by blocks and are not: their
-    bytes are checked by publishing and by `verify` only.
+    Every array is hashed against the manifest before the first of its elements is given to anybody: factors as they are
+    read, a dense delta in a pass of its own, since it is then read by blocks in any order.
 
     Attributes:
         label: `name@version`, or `owner/name@version` of what was pulled.
@@ -68,7 +73,7 @@ class Direction(Closing):
         self._rows = {row.name: row for row in manifest.tensors}
         self._reference = label or (str(files.folder.absolute()) if files.folder else files.label)
         self._verified: set[str] = set()
-        self._verified_lock = Lock()
+        self._locks: defaultdict[str, Lock] = defaultdict(Lock)
 
     @property
     def path(self) -> Path:
@@ -116,24 +121,30 @@ class Direction(Closing):
         row = self._row(name)
         if not row.low_rank:
             raise DirectionError(f"the delta of {name} is dense", where=self.label)
-        delta = LowRankDelta(self._factor(row, "lora_B"), self._factor(row, "lora_A"))
+        delta = LowRankDelta(self._array(row, "lora_B"), self._array(row, "lora_A"))
         return delta if row.layout == "linear" else delta.transposed()
 
     def read_dense(self, name: str, start: int, out: NDArray[np.float32]) -> None:
-        """Fill `out` with the elements of the dense delta for `name` from element `start` on; they are not hashed.
+        """Fill `out` with the elements of the dense delta for `name` from element `start` on.
 
         Raises:
             DirectionError: the delta is low-rank, or there is none.
+            VerificationError: stored bytes that are not those that the manifest names, wherever they are in the delta.
         """
-        row = self._row(name)
-        if row.low_rank:
-            raise DirectionError(f"the delta of {name} is held as two factors", where=self.label)
-        self.payload.read_into(self._key(row, "delta"), start, out)
+        row = self._dense_row(name)
+        key = self._key(row, "delta")
+        if not (self.payload.verified or key in self._verified):
+            self._verify_blocks(row, key)
+        self.payload.read_into(key, start, out)
+
+    def read_sample(self, name: str, start: int, out: NDArray[np.float32]) -> None:
+        """As `read_dense`, without reading the rest of the delta to hash it: for estimates from a part of it."""
+        self.payload.read_into(self._key(self._dense_row(name), "delta"), start, out)
 
     def delta(self, name: str) -> Delta:
         """The delta for `name`, read whole."""
         row = self._row(name)
-        return self.low_rank(name) if row.low_rank else DenseDelta(self.payload.read(self._key(row, "delta")))
+        return self.low_rank(name) if row.low_rank else DenseDelta(self._array(row, "delta"))
 
     def close(self) -> None:
         """Close the payload's files; reading tensors afterwards is an error."""
@@ -148,24 +159,40 @@ class Direction(Closing):
             raise DirectionError(f"has no delta for {name}", where=self.label)
         return row
 
-    def _factor(self, row: TensorRecord, component: str) -> NDArray[np.float32]:
-        """One factor, hashed against the manifest the first time that it is read."""
+    def _dense_row(self, name: str) -> TensorRecord:
+        row = self._row(name)
+        if row.low_rank:
+            raise DirectionError(f"the delta of {name} is held as two factors", where=self.label)
+        return row
+
+    def _array(self, row: TensorRecord, component: str) -> NDArray[np.float32]:
+        """One array whole, hashed against the manifest the first time that it is read."""
         key = self._key(row, component)
         values = self.payload.read(key)
-        with self._verified_lock:
-            verified = key in self._verified
-        if verified:
-            return values
+        if not (self.payload.verified or key in self._verified):
+            self._check(row, component, sha256(values.data))
+            self._verified.add(key)
+        return values
+
+    def _verify_blocks(self, row: TensorRecord, key: str) -> None:
+        """Hash a dense delta; of several threads that read it first one does, and the others wait."""
+        with self._locks[key]:
+            if key in self._verified:
+                return
+            digest = sha256()
+            for block in self.payload.blocks(key):
+                digest.update(block.data)
+            self._check(row, "delta", digest)
+            self._verified.add(key)
+
+    def _check(self, row: TensorRecord, component: str, digest: Hash) -> None:
         expected = next(part.sha256 for part in row.components if part.component == component)
-        if sha256(values.data).hexdigest() != expected:
+        if digest.hexdigest() != expected:
             raise VerificationError(
                 f"{row.name}: the bytes of {component} are not those that the manifest names",
                 where=self.label,
                 hint=f"wsmerge verify {self._reference}",
             )
-        with self._verified_lock:
-            self._verified.add(key)
-        return values
 
     def _key(self, row: TensorRecord, component: str) -> str:
         return component_key(row, component, adapter=self.payload.adapter)

@@ -8,8 +8,8 @@ from wsmerge.errors import NotFoundError, VerificationError
 from wsmerge.registry.direction import Direction, open_direction
 from wsmerge.registry.hub.files import CommitFiles
 from wsmerge.registry.hub.naming import read_refs, version_in
-from wsmerge.registry.hub.remote_payload import FetchedPayload
 from wsmerge.registry.manifest import Manifest
+from wsmerge.registry.payloads import FetchedPayload
 from wsmerge.registry.references import HubReference
 
 __all__ = ["RemoteDirection", "open_remote", "pinned_commit", "refuse_other_version"]

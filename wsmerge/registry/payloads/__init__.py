@@ -7,6 +7,7 @@ zarr        direction.zarr, a zarr v3 group; see `zarr_layout`
 
 from wsmerge.registry.payloads.adapter_config import adapter_config_problems
 from wsmerge.registry.payloads.choose import open_payload, payload_files, restated_files
+from wsmerge.registry.payloads.fetched import FetchedPayload
 from wsmerge.registry.payloads.keys import ADAPTER_CONFIG_FILE, ADAPTER_FILE, component_key, component_keys
 from wsmerge.registry.payloads.payload import Payload
 from wsmerge.registry.payloads.safetensors_writer import MAX_SHARD_BYTES, write_payload
@@ -18,6 +19,7 @@ __all__ = [
     "ADAPTER_FILE",
     "MAX_SHARD_BYTES",
     "Codec",
+    "FetchedPayload",
     "Payload",
     "adapter_config_problems",
     "check_codec",

@@ -24,10 +24,12 @@ class Payload(Closing):
     Attributes:
         label: how messages name the place that it lies in.
         adapter: whether it is a PEFT adapter.
+        verified: whether it gives no array that is not what the manifest names.
     """
 
     label: str
     adapter: bool = False
+    verified: bool = False
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@
                         delta is no row of the file (transposed factors, zarr), both whole
     squared norm        as the manifest has it; of sources without one, from the factors or from all elements
 
-Factors that are read in part cannot be hashed against the manifest, and are not; `wsmerge verify` does that.
+What is read in part cannot be hashed against the manifest, and is not; `wsmerge verify` does that.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PartialVector:
         if isinstance(source, Update):
             source.read_rows(own, out)
         else:
-            read_runs(source, own, out)
+            read_runs(source.read_sample if isinstance(source, Direction) else source.read_dense, own, out)
 
     def factors_in_file(self, name: str) -> FactorsInFile | None:
         """Where the factors of the delta for `name` lie on this machine as they are; None where they do not."""

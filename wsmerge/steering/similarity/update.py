@@ -10,7 +10,7 @@ checkpoints are compared in one pass, each block of the base is read once for al
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.dtypes import BF16, F64, DType
 from wsmerge.core.tensor_file import TensorFile
-from wsmerge.core.tensors import BaseIdentity, DeltaSource, TensorSpec
+from wsmerge.core.tensors import BaseIdentity, TensorSpec
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.gather import gather
 from wsmerge.engine.kernels import load_kernels
@@ -209,7 +209,7 @@ class Update(Closing):
                 stored.append((source, runs._replace(name=name)))
                 dtypes.add((source.specs[name].dtype, self._blocks.base.specs[runs.name].dtype))
         if len(stored) < len(wanted) or len(dtypes) > 1:  # factors on a replaced tensor, or tensors that are not alike
-            read_runs(self, wanted, out)
+            read_runs(self.read_dense, wanted, out)
             return
         columns = out.shape[1]
         base = self._blocks.read_rows(wanted, columns)
@@ -226,12 +226,12 @@ class Update(Closing):
         return self._pole.stored_whole(name) is not None or self._pole.rank(name) is not None
 
 
-def read_runs(source: DeltaSource, wanted: Sequence[RowRuns], out: Float32) -> None:
-    """Fill `out` (rows x columns) with runs of rows of dense deltas of any source, one run after the other."""
+def read_runs(read: Callable[[str, int, Float32], None], wanted: Sequence[RowRuns], out: Float32) -> None:
+    """Fill `out` (rows x columns) with runs of rows of dense deltas, one run after the other; `read` is `read_dense`."""
     columns, filled = out.shape[1], 0
     for runs in wanted:
         for start, count in zip(runs.starts.tolist(), runs.counts.tolist(), strict=True):
-            source.read_dense(runs.name, start * columns, out[filled : filled + count].reshape(-1))
+            read(runs.name, start * columns, out[filled : filled + count].reshape(-1))
             filled += count
 
 
