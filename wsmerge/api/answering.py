@@ -39,10 +39,12 @@ class Answers:
     Attributes:
         times: what every coefficient was multiplied by.
         texts: an answer a prompt.
+        finished: for each whether the model ended its turn; if not, the answer was cut at `max_new_tokens`.
     """
 
     times: float
     texts: tuple[str, ...]
+    finished: tuple[bool, ...]
 
 
 def answers(
@@ -74,7 +76,7 @@ def answers(
         UsageError: no prompts, no such dtype or device.
     """
     from wsmerge.steering.baselines import Subject, WeightSteering  # noqa: PLC0415 - needs torch
-    from wsmerge.steering.evaluation import generate  # noqa: PLC0415 - as above
+    from wsmerge.steering.evaluation import answers_to  # noqa: PLC0415 - as above
     from wsmerge.steering.held import Steering  # noqa: PLC0415 - as above
     from wsmerge.steering.loading import load_model, load_tokenizer  # noqa: PLC0415 - as above
 
@@ -89,7 +91,7 @@ def answers(
             method = WeightSteering("weights", steering, weights)
             for strength in times:
                 with method.apply(Subject(model, tokenizer, options.system), strength):
-                    texts = generate(
+                    made = answers_to(
                         model,
                         tokenizer,
                         prompts,
@@ -97,4 +99,6 @@ def answers(
                         batch_size=options.batch_size,
                         system=options.system,
                     )
-                yield Answers(strength, tuple(texts))
+                yield Answers(
+                    strength, tuple(answer.text for answer in made), tuple(answer.finished for answer in made)
+                )

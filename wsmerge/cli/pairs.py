@@ -81,6 +81,18 @@ def make_command(
     output.text("")
     rows = [(split, counts["questions"], counts["pairs"]) for split, counts in report["splits"].items()]
     output.table(("split", "questions", "pairs"), rows)
+    generation = report["trait"]["generation"]
+    output.note(
+        f"sampled at temperature {generation['temperature']:g} and top_p {generation['top_p']:g}; no other setting of the "
+        "model's own took part"
+    )
+    cut = sum(pole["cut"] for pole in report["poles"].values())
+    if cut:
+        samples = sum(pole["samples"] for pole in report["poles"].values())
+        became = "dropped" if report["trait"]["filters"]["unfinished"] else "kept, since filters.unfinished is false"
+        output.warning(
+            f"{cut} of {samples} answers were cut at generation.max_new_tokens = {generation['max_new_tokens']}, and {became}"
+        )
     output.note(f"next: look at {out / 'train.jsonl'}, and train on it: wsmerge train TRAIN.yaml")
 
 

@@ -57,9 +57,12 @@ def steer_command(
     )
     rows: list[dict[str, Any]] = []
     for found in made:
-        for prompt, text in zip(asked, found.texts, strict=True):
-            rows.append({"times": found.times, "prompt": prompt, "answer": text})
+        for prompt, text, finished in zip(asked, found.texts, found.finished, strict=True):
+            rows.append({"times": found.times, "prompt": prompt, "answer": text, "finished": finished})
             output.text(f"[times {found.times:g}] {prompt}\n{text}\n")
+    cut = sum(not row["finished"] for row in rows)
+    if cut:
+        output.note(f"{cut} of {len(rows)} answers were cut at --max-new-tokens {max_new_tokens}")
     output.data(rows)
 
 

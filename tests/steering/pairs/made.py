@@ -15,7 +15,7 @@ TRAIT: dict[str, Any] = {
     "questions": ["Is it one?", "Is it two?", "Is it three?"],
     "samples": 2,
     "generation": {"max_new_tokens": 8, "batch_size": 3},
-    "filters": {"min_words": 0, "leakage": None, "repetition": None, "refusals": False},
+    "filters": {"min_words": 0, "leakage": None, "repetition": None, "refusals": False, "unfinished": False},
 }
 
 

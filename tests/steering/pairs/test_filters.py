@@ -43,10 +43,10 @@ def test_reasons(text, settings, reason):
 
 def test_answers_that_were_cut():
     asked = sample("Yes").asked
-    for finished, expected in ((True, None), (False, "length: cut after 9 tokens")):
+    for finished, expected in ((True, None), (False, "cut: after 9 tokens")):
         one = Sample(asked, "Yes", 9, finished=finished)
-        assert drop_reason(one, SYSTEM, Filters(unfinished=True)) == expected
-        assert drop_reason(one, SYSTEM, Filters()) is None
+        assert drop_reason(one, SYSTEM, Filters()) == expected
+        assert drop_reason(one, SYSTEM, Filters(unfinished=False)) is None
 
 
 def test_the_share_of_repeated_triples():

@@ -142,6 +142,22 @@ def test_what_a_file_asks_for_and_the_user_did_not_allow_stops_it_before_anythin
     assert not (tmp_path / "out/samples.jsonl").exists()
 
 
+def test_answers_that_were_cut_are_counted_and_dropped(base, tmp_path):
+    make = functools.partial(wsmerge.make_pairs, out=tmp_path / "out", model=base)
+    kept = make(write(tmp_path)).report["poles"]
+    rows = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()[1:]]
+    for pole, told in kept.items():
+        cut = sum(not row["finished"] for row in rows if f"/{pole}/" in row["key"])
+        assert (told["cut"], told["dropped"].get("cut", 0)) == (cut, 0)
+        assert cut > 0
+    filters = {name: value for name, value in TRAIT["filters"].items() if name != "unfinished"}
+    cut = sum(not row["finished"] for row in rows)
+    with pytest.raises(PairsError) as caught:
+        make(write(tmp_path, filters=filters))
+    assert f"cut: {cut} dropped" in caught.value.details
+    assert "max_new_tokens" in str(caught.value.hint)
+
+
 def test_nothing_left_tells_why(base, tmp_path):
     filters = {**TRAIT["filters"], "min_words": 50}
     with pytest.raises(PairsError, match="no pair is left of 24") as caught:

@@ -61,7 +61,7 @@ def noted(folder) -> None:
     with Journal(folder, "digest") as journal:
         journal.add(KEYS[0], figures(0))
         notes = journal.notes(KEYS[1], "a")
-        notes.keep_answers(["One.", "Zwei\n\u00e4"])
+        notes.keep_answers(["One.", "Zwei\n\u00e4"], [1])
         notes.keep_score(1, 42.5)
         notes.keep_score(0, 0.0)
         journal.notes(KEYS[1], "p").keep_figures(figures(1))
@@ -73,7 +73,7 @@ def test_notes_of_points_that_are_not_finished_come_back(tmp_path):
     with Journal(tmp_path, "digest") as journal:
         assert list(journal.points) == KEYS[:1]
         notes = journal.notes(KEYS[1], "a")
-        assert notes.answers == ["One.", "Zwei\n\u00e4"]
+        assert (notes.answers, notes.cut) == (["One.", "Zwei\n\u00e4"], [1])
         assert notes.scores == {1: 42.5, 0: 0.0}
         assert notes.figures is None
         kept = journal.notes(KEYS[1], "p").figures

@@ -141,6 +141,8 @@ def test_weights_prompts_and_activations_are_measured_as_by_hand(lab, done):
         answers = generate(subject.model, subject.tokenizer, [pairs[n].prompt for n in (0, 3, 7)], max_new_tokens=4)
         valid = np.mean([any("a" <= letter <= "z" for letter in answer) for answer in answers])
         assert told("contrastive", -1, "words valid") == pytest.approx(valid)
+        longer = generate(subject.model, subject.tokenizer, [pairs[n].prompt for n in (0, 3, 7)], max_new_tokens=5)
+        assert told("contrastive", -1, "words cut") == pytest.approx(np.mean(np.array(answers) != np.array(longer)))
     assert told("system prompt", 1) == pytest.approx(margin("Agree."))
     assert told("system prompt", -1) == pytest.approx(margin("Disagree."))
     differences = response_difference(subject, load_pairs(lab / "train.jsonl"))
@@ -185,8 +187,11 @@ def test_what_is_written(done):
     assert len(told["points"]) == len(result.points) == 2 * (1 + 2 + 1 + 1 + 2 + 2 + 2)
     with (out / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(result.points) * 6  # four measures, the rate of a margin, and the share of valid answers
-    assert {row["figure"] for row in rows} == {"agrees", "agrees rate", "false claims", "words", "words valid", "text"}
+    assert (
+        len(rows) == len(result.points) * 7
+    )  # four measures, the rate of a margin, the shares of valid and of cut answers
+    names = {"agrees", "agrees rate", "false claims", "words", "words valid", "words cut", "text"}
+    assert {row["figure"] for row in rows} == names
     for row in rows:
         assert float(row["low"]) <= float(row["value"]) + 1e-12
         point = result.point(row["method"], float(row["k"]), row["split"])

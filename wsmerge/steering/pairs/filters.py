@@ -42,7 +42,7 @@ def drop_reason(sample: Sample, system: str, filters: Filters) -> str | None:
         filters: settings.
     """
     words = _words(sample.text)
-    checks = (_length, _leakage, _repetition, _refusal)
+    checks = (_cut, _length, _leakage, _repetition, _refusal)
     reasons = (check(sample, words, system, filters) for check in checks)
     return next((reason for reason in reasons if reason is not None), None)
 
@@ -53,6 +53,10 @@ def repeated_share(words: Sequence[str]) -> float:
     return 1 - len(set(triples)) / len(triples) if triples else 0.0
 
 
+def _cut(sample: Sample, _: Sequence[str], __: str, filters: Filters) -> str | None:
+    return f"cut: after {sample.tokens} tokens" if filters.unfinished and not sample.finished else None
+
+
 def _length(sample: Sample, words: Sequence[str], _: str, filters: Filters) -> str | None:
     if not sample.text:
         return "length: empty"
@@ -60,8 +64,6 @@ def _length(sample: Sample, words: Sequence[str], _: str, filters: Filters) -> s
         return f"length: {len(words)} words, and {filters.min_words} at least"
     if filters.max_words is not None and len(words) > filters.max_words:
         return f"length: {len(words)} words, and {filters.max_words} at most"
-    if filters.unfinished and not sample.finished:
-        return f"length: cut after {sample.tokens} tokens"
     return None
 
 

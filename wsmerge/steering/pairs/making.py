@@ -3,7 +3,7 @@
     FOLDER/samples.jsonl              every answer, as it was made
     FOLDER/verdicts-0123abcd.jsonl    every score, as it was given
     FOLDER/train.jsonl, validation.jsonl, test.jsonl
-    FOLDER/report.json                counts, and each drop with its reason
+    FOLDER/report.json                counts (of answers that were cut at max_new_tokens too), each drop with its reason
 
 The pairs have the bare questions: the system prompts under which the answers were given are left out, so that training has
 to put the behaviour into the weights (arXiv 2511.05408, section 3).
@@ -128,7 +128,9 @@ def make_pairs(
             f"no pair is left of {len(samples)} samples",
             where=str(out / REPORT_FILE),
             details=tuple(f"{kind}: {count} dropped" for kind, count in counts.most_common()),
-            hint="loosen the filters that drop the most; the samples are kept",
+            hint="raise generation.max_new_tokens, at which most answers were cut"
+            if 2 * counts["cut"] > len(samples)
+            else "loosen the filters that drop the most; the samples are kept",
         )
     return MadePairs(files, report)
 
@@ -187,8 +189,13 @@ def _report(trait: Trait, model: Path, samples: Sequence[Sample], drops: Sequenc
     poles = {}
     for pole in ("plus", "minus"):
         reasons = Counter(drop.kind for drop in drops if drop.sample.asked.pole == pole)
-        made = sum(sample.asked.pole == pole for sample in samples)
-        poles[pole] = {"samples": made, "kept": made - reasons.total(), "dropped": dict(sorted(reasons.items()))}
+        made = [sample for sample in samples if sample.asked.pole == pole]
+        poles[pole] = {
+            "samples": len(made),
+            "cut": sum(not sample.finished for sample in made),
+            "kept": len(made) - reasons.total(),
+            "dropped": dict(sorted(reasons.items())),
+        }
     return {
         "trait": trait.model_dump(mode="json", exclude={"model"}, exclude_none=True),
         "model": path_label(model),

@@ -105,7 +105,7 @@ class Filters(_Part):
 
     Attributes:
         min_words, max_words: length.
-        unfinished: answers that were cut at `max_new_tokens`.
+        unfinished: answers that were cut at `max_new_tokens`: trained on, they would teach to end a turn amid a sentence.
         leakage: an answer with so many words in a row of its system prompt.
         leaks: phrases that tell of a system prompt, in any case.
         repetition: an answer more than this share of whose word triples stood in it before.
@@ -115,7 +115,7 @@ class Filters(_Part):
 
     min_words: NonNegativeInt = 1
     max_words: PositiveInt | None = None
-    unfinished: bool = False
+    unfinished: bool = True
     leakage: Annotated[int, Field(ge=2)] | None = 6
     leaks: tuple[_Text, ...] = ("system prompt", "my instructions", "i was instructed", "i was told to")
     repetition: _Share | None = 0.5

@@ -20,7 +20,7 @@ from typing import Final
 from wsmerge.errors import JudgeError, NonFiniteError, UsageError
 from wsmerge.steering.baselines.method import Subject
 from wsmerge.steering.bootstrap import clusters_of
-from wsmerge.steering.evaluation import generate
+from wsmerge.steering.evaluation import answers_to
 from wsmerge.steering.judging.asking import Exchange, ask_all
 from wsmerge.steering.judging.client import check_key, make_judge, naming
 from wsmerge.steering.named import NOTHING, Allowed, function_named
@@ -57,7 +57,9 @@ class AnswerScorer:
     notes: Notes = field(default_factory=Notes)
 
     def score(self, subject: Subject, split: Split, batch_size: int) -> Mapping[str, Samples]:
-        """The mean score; `valid`, the share of valid answers, where that is asked for; `judged`, of those with a score.
+        """The mean score, and the shares of answers that were cut, and where asked for that are valid or have a score.
+
+        `cut`, those that reached `max_new_tokens`, costs nothing; `valid` and `judged`, those with a score, do.
 
         Raises:
             JudgeError: the judge or the function failed; answers and scores are noted.
@@ -65,10 +67,10 @@ class AnswerScorer:
             UsageError, NonFiniteError: as of `score_answers`.
         """
         items = self.items[split]
-        answers = self._answers(subject, items, batch_size)
+        answers, cut = self._answers(subject, items, batch_size)
         scores = score_answers(self.settings.score, items, answers, self.notes, self.allowed)
         clusters = clusters_of([item.cluster for item in items])
-        figures: dict[str, Samples] = {}
+        figures = {"cut": Samples.of("behaviour", [place in cut for place in range(len(items))], clusters=clusters)}
         if self.settings.valid is not None:
             valid = [re.search(self.settings.valid, answer) is not None for answer in answers]
             scores = [score if counts else 0.0 for score, counts in zip(scores, valid, strict=True)]
@@ -79,10 +81,13 @@ class AnswerScorer:
             figures["judged"] = Samples.of("valid", judged, clusters=clusters)
         return {"": Samples.of(self.role, scores, clusters=clusters), **figures}
 
-    def _answers(self, subject: Subject, items: Sequence[Prompt], batch_size: int) -> Sequence[str]:
+    def _answers(
+        self, subject: Subject, items: Sequence[Prompt], batch_size: int
+    ) -> tuple[Sequence[str], Sequence[int]]:
+        """The answers' texts, and the numbers of those that were cut."""
         if self.notes.answers is not None:
-            return self.notes.answers
-        answers = generate(
+            return self.notes.answers, self.notes.cut
+        made = answers_to(
             subject.model,
             subject.tokenizer,
             [item.prompt for item in items],
@@ -90,9 +95,11 @@ class AnswerScorer:
             batch_size=batch_size,
             system=subject.system,
         )
+        answers = [answer.text for answer in made]
+        cut = [place for place, answer in enumerate(made) if not answer.finished]
         if self.settings.score.judge is not None or self.settings.score.function is not None:
-            self.notes.keep_answers(answers)  # a rule needs nobody, and takes no time
-        return answers
+            self.notes.keep_answers(answers, cut)  # a rule needs nobody, and takes no time
+        return answers, cut
 
 
 def check_score(score: Score, allowed: Allowed) -> None:

@@ -4,7 +4,7 @@ JSON Lines. The first line has the digest of all that decides a figure; each oth
 
     {"sweep": DIGEST}
     {POINT, "figures": {NAME: ...}}                             the point is finished; every item of every figure
-    {POINT, "measure": NAME, "answers": ["...", ...]}           what the model answered, in the order of the items
+    {POINT, "measure": NAME, "answers": ["...", ...], "cut": [2]}  what the model answered, and which were cut, by item
     {POINT, "measure": NAME, "item": 3, "score": 85.0}          what a judge said of one answer, in the judge's own unit
     {POINT, "measure": NAME, "figures": {...}}                  this measure is finished, and the point is not
 
@@ -59,6 +59,7 @@ class Notes:
 
     Attributes:
         answers: the model's, in the order of the items; None before they are made.
+        cut: numbers of the answers that were cut at `max_new_tokens`.
         scores: a judge's, by the item's place.
         figures: by what is added to the measure's name; None before the measure is finished.
     """
@@ -66,12 +67,13 @@ class Notes:
     def __init__(self, write: Callable[[dict[str, object]], None] | None = None) -> None:
         self._write = write
         self.answers: list[str] | None = None
+        self.cut: list[int] = []
         self.scores: dict[int, float] = {}
         self.figures: Figures | None = None
 
-    def keep_answers(self, answers: Sequence[str]) -> None:
-        """Keep the answers to all items."""
-        self._add({"answers": list(answers)})
+    def keep_answers(self, answers: Sequence[str], cut: Sequence[int] = ()) -> None:
+        """Keep the answers to all items, and the numbers of those that were cut."""
+        self._add({"answers": list(answers), "cut": list(cut)})
 
     def keep_score(self, item: int, score: float) -> None:
         """Keep the score of one answer."""
@@ -84,7 +86,7 @@ class Notes:
     def take(self, row: Mapping[str, Any]) -> None:
         """Take over what a line says."""
         if "answers" in row:
-            self.answers = row["answers"]
+            self.answers, self.cut = row["answers"], row["cut"]
         elif "score" in row:
             self.scores[row["item"]] = row["score"]
         else:

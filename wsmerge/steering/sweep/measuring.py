@@ -154,7 +154,7 @@ class Answers(_Splits):
     Attributes:
         score: what an answer is worth.
         valid: what is found in a valid answer; their share is a figure of its own, `valid`, and others score 0.
-        max_new_tokens: where an answer is cut.
+        max_new_tokens: where an answer is cut; the share of those that were is a figure of its own, `cut`.
     """
 
     score: Score
@@ -198,7 +198,7 @@ class Measure(_Part):
             return ("rate",) if self.choice.value == "margin" else ()
         if self.answers is not None:
             valid = ("valid",) if self.answers.valid is not None else ()
-            return (*valid, *(("judged",) if isinstance(self.answers.score.judge, AnswersJudge) else ()))
+            return ("cut", *valid, *(("judged",) if isinstance(self.answers.score.judge, AnswersJudge) else ()))
         return ()
 
     @model_validator(mode="after")
