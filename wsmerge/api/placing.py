@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.errors import ConflictError, OutputError
-from wsmerge.registry import About, Direction, Entry, Manifest, Registry, Version, open_registry, write_direction
+from wsmerge.registry import About, Direction, Entry, Registry, Version, open_registry, write_direction
 from wsmerge.registry.references import check_name
 
 __all__ = ["checked_version", "place", "target_of"]
+
+_STAMPS: Final = ("version", "created", "tool")
 
 
 def target_of(to: Path | str | Registry | None, default: Registry | None) -> tuple[Path | None, Registry | None]:
@@ -66,10 +68,6 @@ def _publish_next(store: Registry, written: Direction, *, chosen: bool) -> Entry
 
 def _same_direction(store: Registry, written: Direction) -> Entry | None:
     """The newest version that says all that `written` does, but for version and time."""
-    name, told = written.manifest.name, _told(written.manifest)
+    name = written.manifest.name
     entries = store.versions(name) if name in store.names() else ()
-    return next((entry for entry in reversed(entries) if _told(entry.manifest) == told), None)
-
-
-def _told(manifest: Manifest) -> dict[str, Any]:
-    return {key: value for key, value in manifest.fields().items() if key not in ("version", "created", "tool")}
+    return next((entry for entry in reversed(entries) if entry.manifest.says_same(written.manifest, but=_STAMPS)), None)

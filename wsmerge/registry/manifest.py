@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any, Final, Literal, Self
 
@@ -112,6 +112,11 @@ class Manifest(Record):
     def replaced(self, **changes: str) -> Self:
         """This manifest under another name or version."""
         return type(self).of(self.fields() | changes)
+
+    def says_same(self, other: Manifest, *, but: Collection[str]) -> bool:
+        """Whether `other` says the same in all fields but those of `but`."""
+        mine, others = self.fields(), other.fields()
+        return all(mine.get(key) == others.get(key) for key in {*mine, *others}.difference(but))
 
     @property
     def version_digest(self) -> str:

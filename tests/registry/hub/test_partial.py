@@ -18,7 +18,7 @@ from tests.registry.hub.test_remote import assert_same, folder_files, put
 from tests.sources import MemoryDirection, random_direction
 from wsmerge.core.hub.connection import Hub
 from wsmerge.core.layers import layer_position
-from wsmerge.errors import HubError, TensorFileError, UsageError, VerificationError
+from wsmerge.errors import ConflictError, HubError, TensorFileError, UsageError, VerificationError
 from wsmerge.registry import Store, write_direction
 from wsmerge.registry.convert import convert_direction
 from wsmerge.registry.hub.partial import parse_layers, partial_direction, partial_name, pull_part
@@ -147,6 +147,32 @@ def test_what_fails_leaves_nothing(
         pull_part(hub, REFERENCE, store, layers="2-3")
     assert not store.names()
     assert loopback.faults.fired
+
+
+def test_the_same_part_of_another_commit_is_the_same_version(
+    loopback: LoopbackHub, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    """Main moves: a card is edited, then another layer changes, then this one, which is a conflict."""
+    deltas = {f"model.layers.{layer}.mlp.up_proj.weight": (8, 8) for layer in range(2)}
+
+    def commit(name: str, seeds: tuple[int, int]) -> HubReference:
+        parts = [
+            random_direction({tensor: shape}, seed=seed)
+            for (tensor, shape), seed in zip(deltas.items(), seeds, strict=True)
+        ]
+        both = MemoryDirection(parts[0].deltas | parts[1].deltas, parts[0].base)  # type: ignore[operator]  # dictionaries
+        with write_direction(tmp_path / name, both, about()):
+            return HubReference(REPO, put(loopback, folder_files(tmp_path / name), tag=None))
+
+    first = pull_part(hub, commit("first", (1, 2)), store, layers="1")
+    edited = HubReference(REPO, put(loopback, {"README.md": b"# Edited"}, tag=None))
+    again = pull_part(hub, edited, store, layers="1")
+    assert (again.entry, again.commit) == (first.entry, edited.revision)
+    other = commit("other", (3, 2))
+    assert pull_part(hub, other, store, layers="1").entry == first.entry
+    with pytest.raises(ConflictError):
+        pull_part(hub, commit("this", (3, 4)), store, layers="1")
+    assert store.list() == (first.entry,)
 
 
 def test_nothing_chosen_is_told_with_what_there_is(

@@ -14,7 +14,7 @@ from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.hub.connection import Hub
 from wsmerge.core.layers import layer_position
 from wsmerge.core.tensors import BaseIdentity
-from wsmerge.errors import UsageError
+from wsmerge.errors import NotFoundError, UsageError
 from wsmerge.registry.artifact import About, write_direction
 from wsmerge.registry.artifact_reading import artifact_files
 from wsmerge.registry.direction import Direction
@@ -23,7 +23,7 @@ from wsmerge.registry.hub.download import Progress
 from wsmerge.registry.hub.remote import RemoteDirection, open_remote
 from wsmerge.registry.payloads import component_keys
 from wsmerge.registry.records import ParentRecord, TensorRecord
-from wsmerge.registry.references import HubReference, check_name
+from wsmerge.registry.references import HubReference, StoreReference, check_name
 from wsmerge.registry.registry import Registry
 
 __all__ = ["PartialDirection", "PulledPart", "parse_layers", "partial_direction", "partial_name", "pull_part"]
@@ -169,7 +169,8 @@ def pull_part(
 ) -> PulledPart:
     """Fetch some tensors of a direction on the Hub into `store`, as a direction of its own, and nothing else of it.
 
-    It has the version of the whole, another content digest, and names the whole at its commit as its parent.
+    It has the version of the whole, another content digest, and names the whole at its commit as its parent. Pulled again
+    from another commit, it is the same part unless something of it changed.
 
     Args:
         hub: the connection.
@@ -191,9 +192,19 @@ def pull_part(
         part = partial_direction(whole, layers=layers, modules=modules)
         _fetch(whole, part, progress)
         with write_direction(scratch / "direction", part, part.about(name)) as written:
-            entry = store.publish(written)
+            entry = _same_part(store, written) or store.publish(written)
         whole_bytes = sum(whole.commit.files[file].size for file in artifact_files(whole.files))
         return PulledPart(entry, whole.commit.commit, whole.bytes_read, whole_bytes)
+
+
+def _same_part(store: Registry, written: Direction) -> Entry | None:
+    """The version that the store has already, if only the commit that the whole is at, or its other parts, differ."""
+    manifest = written.manifest
+    try:
+        entry = store.resolve(StoreReference(manifest.name, "version", manifest.version))
+    except NotFoundError:
+        return None
+    return entry if entry.manifest.says_same(manifest, but=("parents", "tool")) else None
 
 
 def _fetch(whole: RemoteDirection, part: PartialDirection, progress: Progress | None) -> None:
