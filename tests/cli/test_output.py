@@ -29,7 +29,7 @@ def shell(store, line: str) -> subprocess.CompletedProcess[str]:
     # Programs that ask for colours in a pipe still want whole lines.
     environment = {"WSMERGE_HOME": str(store), "COLUMNS": "40", "FORCE_COLOR": "1", "NO_COLOR": "1"}
     return subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, env=os.environ | environment, check=False
+        ["/bin/bash", "-c", script], capture_output=True, text=True, env=os.environ | environment, check=False
     )
 
 
@@ -87,7 +87,13 @@ def test_what_a_stranger_wrote_does_nothing_to_the_terminal(wsmerge, tmp_path, m
     evil = "\x1b]0;title\x07\x1b[2J all is well \x9b \u202egnp.exe"
     monkeypatch.setenv("WSMERGE_HOME", str(tmp_path / "store"))
     made = make_artifact(tmp_path / "made", name="evil", description=evil)
-    done = [wsmerge("show", made), wsmerge("publish", made), wsmerge("list"), wsmerge("show", evil), wsmerge("list", "--json")]
+    done = [
+        wsmerge("show", made),
+        wsmerge("publish", made),
+        wsmerge("list"),
+        wsmerge("show", evil),
+        wsmerge("list", "--json"),
+    ]
     for one in done:
         assert not {"\x1b", "\x9b", "\u202e"} & {*one.out, *one.err}
     assert json.loads(done[-1].out)[0]["description"] == evil

@@ -80,4 +80,3 @@ def test_coefficients_that_are_none(lab, wsmerge, direction, told):
 def test_nothing_to_answer(lab):
     with pytest.raises(UsageError, match="no prompt"):
         next(package.answers(str(lab / "base"), {}, ()))
-

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import wsmerge as package
 from tests.cli.tiny_lab import save_tiny_lab
 from tests.steering.sweep.test_sweep import write_pairs
 

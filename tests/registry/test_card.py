@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from markdown_it import MarkdownIt
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 import wsmerge
 from tests.registry.artifacts import SHAPES, about, make_artifact

@@ -125,7 +125,13 @@ class Output:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         told = TextColumn("{task.fields[told]}", markup=False)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), told, TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            told,
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self._stderr, transient=True) as bar:
             task = bar.add_task(printable(label), total=None, told="")
             yield lambda done, total, text: bar.update(task, completed=done, total=total, told=printable(text))
@@ -193,7 +199,7 @@ def exit_code(code: int) -> int:
 
 def _guarded(stream: TextIO | None, original: TextIO | None) -> TextIO:
     if stream is None:  # closed before the process began: its number may be another file's by now
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - it lives as long as the process
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - it lives as long as the process
     if stream is not original:  # replaced by whoever calls the command line from Python
         return stream
     # A name that is no text, as Linux allows for files, is shown escaped and does not end the command.

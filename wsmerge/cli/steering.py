@@ -26,7 +26,9 @@ def steer_command(
     ] = None,
     times: Annotated[
         list[float] | None,
-        typer.Option("--times", "-t", help="Multiply every K by this; again for more strengths. 0 is the model as it is."),
+        typer.Option(
+            "--times", "-t", help="Multiply every K by this; again for more strengths. 0 is the model as it is."
+        ),
     ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option("--prompts", help="JSON Lines with id and prompt; a pair file is one too.")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 from wsmerge.core.closing import Closing
+from wsmerge.core.opening import MAX_WHOLE_BYTES, open_regular
 from wsmerge.errors import TensorFileError
 
-__all__ = ["ExpectingFile", "LocalFile", "MemoryFile", "RangeFile", "read_range"]
+__all__ = ["ExpectingFile", "LocalFile", "MemoryFile", "RangeFile", "read_all", "read_range"]
 
 _CLOSED: Final = -1
 
@@ -48,14 +49,18 @@ class ExpectingFile(Protocol):
 class LocalFile(Closing):
     """A file on a disk, read by position.
 
+    Args:
+        path: the file.
+        within: a folder above it that links must not leave; see `open_regular`.
+
     Raises:
-        TensorFileError: it cannot be opened.
+        TensorFileError: it cannot be opened, or is no regular file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, within: Path | None = None) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = open_regular(path, within=within)
         except OSError as error:
             raise TensorFileError(f"cannot be opened: {error.strerror}", where=str(path)) from error
         self.size = os.fstat(self._fd).st_size
@@ -128,3 +133,19 @@ def read_range(file: RangeFile, start: int, count: int) -> bytes:
     data = bytearray(count)
     file.read_into(start, memoryview(data))
     return bytes(data)
+
+
+def read_all(file: RangeFile, limit: int = MAX_WHOLE_BYTES) -> bytes:
+    """All bytes of `file`, which is closed then.
+
+    Raises:
+        TensorFileError: it has more than `limit`, or cannot be read.
+    """
+    try:
+        if file.size > limit:
+            raise TensorFileError(
+                f"has {file.size:,} bytes, more than the {limit:,} that such a file has at most", where=file.label
+            )
+        return read_range(file, 0, file.size)
+    finally:
+        file.close()

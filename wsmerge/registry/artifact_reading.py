@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
-from typing import Final
 
-from wsmerge.core.ranges import read_range
+from wsmerge.core.opening import MAX_WHOLE_BYTES, is_below, read_whole
+from wsmerge.core.ranges import read_all
 from wsmerge.errors import DirectionError, ManifestError, Problems
 from wsmerge.registry.card import CARD_FILE, META_FILE
 from wsmerge.registry.files import ArtifactFiles
@@ -14,8 +15,6 @@ from wsmerge.registry.manifest import MANIFEST_FILE, Manifest, parse_manifest
 from wsmerge.registry.payloads import ADAPTER_CONFIG_FILE, payload_files
 
 __all__ = ["artifact_files", "read_manifest"]
-
-_MAX_MANIFEST_BYTES: Final = 100_000_000
 
 
 def read_manifest(files: ArtifactFiles | Path) -> Manifest:
@@ -27,12 +26,6 @@ def read_manifest(files: ArtifactFiles | Path) -> Manifest:
     """
     where = f"{files}/{MANIFEST_FILE}" if isinstance(files, Path) else f"{files.label}/{MANIFEST_FILE}"
     data = _manifest_of_folder(files) if isinstance(files, Path) else _manifest_of_files(files)
-    if len(data) > _MAX_MANIFEST_BYTES:
-        raise ManifestError(
-            f"has more than the {_MAX_MANIFEST_BYTES} bytes that a manifest has at most",
-            where=where,
-            hint="give a folder that wsmerge extract wrote",
-        )
     return parse_manifest(data, where=where)
 
 
@@ -49,6 +42,8 @@ def artifact_files(files: ArtifactFiles) -> tuple[str, ...]:
     for name in names:
         if name not in present:
             problems.add(f"{name}: missing")
+        elif not is_below(name):
+            problems.add(f"{name!r}: is no name of a file below a folder")
     problems.raise_if_any(DirectionError, "the artifact is not whole", where=files.label)
     return names
 
@@ -61,23 +56,31 @@ def _manifest_of_files(files: ArtifactFiles) -> bytes:
             f"is no artifact: it has no {MANIFEST_FILE}", where=files.label, hint="wsmerge push writes one"
         )
     file = files.open(MANIFEST_FILE)
-    try:
-        return read_range(file, 0, min(file.size, _MAX_MANIFEST_BYTES + 1))
-    finally:
+    if file.size > MAX_WHOLE_BYTES:
         file.close()
+        raise _too_large(files.label)
+    return read_all(file)
 
 
 def _manifest_of_folder(folder: Path) -> bytes:
     try:
-        with (folder / MANIFEST_FILE).open("rb") as file:
-            size_bytes = os.fstat(file.fileno()).st_size
-            return file.read(min(size_bytes, _MAX_MANIFEST_BYTES + 1))
+        return read_whole(folder / MANIFEST_FILE, within=folder)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise _too_large(str(folder)) from error
         raise DirectionError(
             f"is no artifact: {MANIFEST_FILE} cannot be read: {error.strerror}",
             where=str(folder),
             hint=_hint_for_no_artifact(folder),
         ) from error
+
+
+def _too_large(where: str) -> ManifestError:
+    return ManifestError(
+        f"has more than the {MAX_WHOLE_BYTES:,} bytes that a manifest has at most",
+        where=f"{where}/{MANIFEST_FILE}",
+        hint="give a folder that wsmerge extract wrote",
+    )
 
 
 def _hint_for_no_artifact(folder: Path) -> str:

@@ -127,12 +127,18 @@ def _result_rows(results: Iterable[Evaluation]) -> Iterable[tuple[str, ...]]:
 
 def _base_rows(manifest: Manifest) -> list[tuple[str, str]]:
     base = manifest.base
-    rows = [("model", inline_code(base.model)), ("structure", inline_code(base.structure)), ("weights", inline_code(base.weights))]
+    rows = [
+        ("model", inline_code(base.model)),
+        ("structure", inline_code(base.structure)),
+        ("weights", inline_code(base.weights)),
+    ]
     if base.revision:
         rows.insert(1, ("revision", inline_code(base.revision)))
     if base.origin:
         rows.append(("origin", plain_text(base.origin)))
-    return rows + [("tied", f"{inline_code(name)} to {inline_code(other)}") for name, other in sorted(base.tied.items())]
+    return rows + [
+        ("tied", f"{inline_code(name)} to {inline_code(other)}") for name, other in sorted(base.tied.items())
+    ]
 
 
 def _pole_row(pole: PoleRecord) -> tuple[str, ...]:
@@ -142,7 +148,13 @@ def _pole_row(pole: PoleRecord) -> tuple[str, ...]:
 
 def _dataset_row(data: DatasetRecord) -> tuple[str, ...]:
     count = "" if data.count is None else str(data.count)
-    return inline_code(data.source), data.pole or "both", plain_text(data.split or ""), count, inline_code((data.sha256 or "")[:12])
+    return (
+        inline_code(data.source),
+        data.pole or "both",
+        plain_text(data.split or ""),
+        count,
+        inline_code((data.sha256 or "")[:12]),
+    )
 
 
 def _parent_rows(manifest: Manifest) -> Iterable[tuple[str, ...]]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import Delta, DenseDelta, LowRankDelta
-from wsmerge.core.ranges import read_range
+from wsmerge.core.ranges import read_all
 from wsmerge.core.tensors import BaseIdentity
 from wsmerge.errors import DirectionError, Problems, TensorFileError, VerificationError
 from wsmerge.registry.artifact_reading import read_manifest
@@ -292,8 +292,4 @@ def _check_adapter_config(direction: Direction, problems: Problems) -> None:
 
 
 def _contents(files: ArtifactFiles, name: str) -> bytes:
-    file = files.open(name)
-    try:
-        return read_range(file, 0, file.size)
-    finally:
-        file.close()
+    return read_all(files.open(name))

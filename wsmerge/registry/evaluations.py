@@ -8,13 +8,13 @@ wherever the file goes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
+from wsmerge.core.opening import parse_json, read_whole
 from wsmerge.core.ranges import read_range
 from wsmerge.errors import DirectionError, Problems
 from wsmerge.registry.files import ArtifactFiles
@@ -66,11 +66,11 @@ def parse_evaluation(data: bytes, *, where: str) -> Evaluation:
         problems.add(f"has {len(data)} bytes, and an evaluation has {_MAX_BYTES} at most")
     else:
         try:
-            return Evaluation.model_validate(json.loads(data))
+            return Evaluation.model_validate(parse_json(data))
         except ValidationError as error:
             for problem in error.errors(include_url=False):
                 problems.add(f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             problems.add(f"is no JSON: {error}")
     raise DirectionError("is no evaluation", where=where, hint="wsmerge sweep writes them", details=problems.lines)
 
@@ -82,7 +82,7 @@ def read_evaluation(path: Path) -> tuple[Evaluation, bytes]:
         DirectionError: it cannot be read, or is no evaluation.
     """
     try:
-        data = path.read_bytes()
+        data = read_whole(path, limit=_MAX_BYTES + 1)
     except OSError as error:
         raise DirectionError(f"cannot be read: {error.strerror}", where=str(path), hint="check the path") from error
     return parse_evaluation(data, where=str(path)), data

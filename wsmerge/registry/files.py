@@ -56,6 +56,6 @@ class FolderFiles:
         """File `name`, to be read by range; close it after use.
 
         Raises:
-            TensorFileError: it cannot be opened.
+            TensorFileError: it cannot be opened, or is a link out of the folder.
         """
-        return LocalFile(self.folder / name)
+        return LocalFile(self.folder / name, within=self.folder)

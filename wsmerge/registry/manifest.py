@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeInt, ValidationError
 
 from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.digest import MAX_EXACT_INTEGER, canonical_json, content_digest, sha256_hex
+from wsmerge.core.opening import parse_json
 from wsmerge.errors import BadReferenceError, ManifestError, Problems
 from wsmerge.registry.records import (
     BaseRecord,
@@ -147,8 +148,8 @@ def parse_manifest(data: bytes, *, where: str | None = None) -> Manifest:
     """
     refuse_lfs_pointer(data, where or MANIFEST_FILE, ManifestError)
     try:
-        fields = json.loads(data, parse_int=_number)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(data, parse_int=_number)
+    except ValueError as error:
         raise ManifestError(f"is not valid JSON: {error}", where=where, hint=_DAMAGED) from error
     if not isinstance(fields, dict):
         raise ManifestError("is no JSON object", where=where, hint=_DAMAGED)

@@ -30,7 +30,9 @@ def folder(tmp_path_factory):
 def two_ranks(shapes: Mapping[str, tuple[int, ...]], other: str) -> MemoryDirection:
     """Deltas of rank 2, and one of rank 3."""
     source = random_direction(shapes, rank=2)
-    return dataclasses.replace(source, deltas={**source.deltas, **random_direction({other: shapes[other]}, rank=3).deltas})
+    return dataclasses.replace(
+        source, deltas={**source.deltas, **random_direction({other: shapes[other]}, rank=3).deltas}
+    )
 
 
 def problems_of(folder, changes: dict[str, Any]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from wsmerge.core.digest import sha256_hex
 from wsmerge.core.files import copy_synced
 from wsmerge.core.hub.commit import RepoCommit, git_blob_id
-from wsmerge.core.ranges import read_range
+from wsmerge.core.ranges import read_all
 from wsmerge.registry.artifact_reading import artifact_files
 from wsmerge.registry.card import CARD_FILE, META_FILE, render_card, render_meta
 from wsmerge.registry.direction import Direction
@@ -68,6 +68,8 @@ def contents_of(
         contents[META_FILE] = render_meta(direction.manifest).encode()
     rest = [name for name in names if name not in contents]
     if files.folder is not None:
+        for name in rest:
+            files.open(name).close()  # refuses what is no file of the folder, before the Hub's client follows links
         yield contents | {name: files.folder / name for name in rest}
         return
     with TemporaryDirectory(prefix="wsmerge-push-") as folder:
@@ -133,11 +135,7 @@ def _bytes(source: Path | bytes) -> bytes:
 
 
 def _text(files: ArtifactFiles, name: str) -> str:
-    file = files.open(name)
-    try:
-        return read_range(file, 0, file.size).decode(errors="replace")
-    finally:
-        file.close()
+    return read_all(files.open(name)).decode(errors="replace")
 
 
 def _copied(files: ArtifactFiles, name: str, folder: Path) -> Path:

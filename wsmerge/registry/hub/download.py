@@ -8,10 +8,11 @@ download is not used: it begins a file anew after every cut that ends the proces
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from wsmerge.core.hub.commit import RepoCommit
+from wsmerge.core.opening import is_below
 from wsmerge.errors import HubError, VerificationError
 
 __all__ = ["Progress", "download"]
@@ -41,7 +42,11 @@ def download(commit: RepoCommit, names: Iterable[str], folder: Path, progress: P
     done = 0
     for name in wanted:
         entry = commit.files[name]
-        target = folder / _safe(name, commit.label)
+        if not is_below(name):
+            raise HubError(
+                f"{name!r} is no name of a file below a folder", where=commit.label, hint="do not pull this repository"
+            )
+        target = folder / name
         # What is there came whole; but a crash of the machine may have spoilt it since.
         if not (target.exists() and entry.is_content_of(target)):
             report = None if progress is None else _shifted(progress, done, total)
@@ -79,14 +84,6 @@ def _fetch(commit: RepoCommit, name: str, target: Path, report: Callable[[int], 
             hint="pull again; if it stays, what the Hub keeps is damaged or was changed",
         )
     part.replace(target)
-
-
-def _safe(name: str, where: str) -> str:
-    """`name`, if it stays below the folder that it is put into."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or not path.name:
-        raise HubError(f"{name!r} is no name of a file below a folder", where=where, hint="do not pull this repository")
-    return name
 
 
 def _shifted(progress: Progress, done: int, total: int) -> Callable[[int], None]:

@@ -9,11 +9,11 @@ be longer than the two are apart.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
+from wsmerge.core.opening import parse_json
 from wsmerge.errors import StoreError
 from wsmerge.registry.garbage import GarbageReport
 from wsmerge.registry.history import History
@@ -115,7 +115,7 @@ def _used_by_uploads(objects: Objects, running: Iterable[str]) -> set[str]:
         except ObjectAbsentError:
             continue  # it has ended, and its version is there
         try:
-            used.update(json.loads(data)["uses"])
+            used.update(parse_json(data)["uses"])
         except (ValueError, KeyError, TypeError) as error:
             where = f"{objects.label}/{UPLOADS}{number}"
             raise StoreError(f"is no upload: {error!r}", where=where, hint="a newer wsmerge may read this") from error

@@ -13,12 +13,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from wsmerge.core.digest import canonical_json
+from wsmerge.core.opening import is_below, parse_json
 from wsmerge.errors import StoreError
 from wsmerge.registry.catalogue import is_name
 from wsmerge.registry.references import check_name
@@ -47,12 +47,19 @@ _SCHEMA: Final = "wsmerge.stored-version/1"
 _SUFFIX: Final = ".json"
 
 
+def _held(name: str) -> str:
+    """A name or key that leads out of where it is put is nothing that wsmerge wrote."""
+    if not is_below(name):
+        raise ValueError(f"{name!r} names nothing below a folder")
+    return name
+
+
 class StoredFile(BaseModel):
     """One file of a version: the key of its blob, the SHA-256 of its bytes, and their number."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    blob: str
+    blob: Annotated[str, AfterValidator(_held)]
     sha256: str
     size: Annotated[int, Field(ge=0)]
 
@@ -63,7 +70,7 @@ class StoredVersion(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     version_digest: str
-    files: dict[str, StoredFile]
+    files: dict[Annotated[str, AfterValidator(_held)], StoredFile]
 
     def encode(self) -> bytes:
         """As the object that holds it."""
@@ -77,7 +84,7 @@ class StoredVersion(BaseModel):
             StoreError: it is damaged, or of a later format.
         """
         try:
-            fields = json.loads(data)
+            fields = parse_json(data)
             schema = fields["schema"]
             if schema == _SCHEMA:
                 return cls.model_validate(fields)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from wsmerge.core.opening import parse_json
 from wsmerge.registry.records import BaseRecord, TensorRecord
 
 __all__ = ["adapter_config", "adapter_config_problems"]
@@ -75,8 +75,8 @@ def adapter_config_problems(data: bytes, rows: Sequence[TensorRecord], base: Bas
     What PEFT writes when it loads an artifact and saves it again is no problem.
     """
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(data)
+    except ValueError as error:
         yield f"cannot be read: {error}"
         return
     if not isinstance(found, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from wsmerge.core.ranges import read_range
+from wsmerge.core.ranges import read_all
 from wsmerge.errors import DirectionError
 from wsmerge.registry.files import ArtifactFiles
 from wsmerge.registry.payloads.keys import ADAPTER_CONFIG_FILE, ADAPTER_FILE, INDEX_FILE, NATIVE_FILE
@@ -70,9 +70,5 @@ def restated_files(files: ArtifactFiles, manifest: str) -> dict[str, bytes]:
     """
     if _GROUP_FILE not in files.names():
         return {}
-    file = files.open(_GROUP_FILE)
-    try:
-        group = parse_group(read_range(file, 0, file.size), file.label)
-    finally:
-        file.close()
+    group = parse_group(read_all(files.open(_GROUP_FILE)), f"{files.label}/{_GROUP_FILE}")
     return {_GROUP_FILE: encode_metadata(with_manifest(group, manifest))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsmerge.core.ranges import ExpectingFile, RangeFile, read_range
+from wsmerge.core.opening import is_below, parse_json
+from wsmerge.core.ranges import ExpectingFile, RangeFile, read_all
 from wsmerge.core.tensor_file import TensorFile
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.errors import DirectionError, TensorFileError
@@ -84,14 +84,12 @@ def shard_names(files: ArtifactFiles) -> list[str]:
     Raises:
         TensorFileError: it is no index, or names what is no file beside it.
     """
-    file = files.open(INDEX_FILE)
+    where = f"{files.label}/{INDEX_FILE}"
     try:
-        parsed: Any = json.loads(read_range(file, 0, file.size))
+        parsed: Any = parse_json(read_all(files.open(INDEX_FILE)))
         names = set(parsed["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TensorFileError(f"is no index of shards: {error}", where=file.label) from error
-    finally:
-        file.close()
-    if not names or not all(isinstance(name, str) and name and "/" not in name and name != ".." for name in names):
-        raise TensorFileError("its weight_map names files outside the folder, or none", where=file.label)
+        raise TensorFileError(f"is no index of shards: {error}", where=where) from error
+    if not names or not all(isinstance(name, str) and "/" not in name and is_below(name) for name in names):
+        raise TensorFileError("its weight_map names files outside the folder, or none", where=where)
     return sorted(names)

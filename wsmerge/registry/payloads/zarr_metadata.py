@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any, Final
 
 from wsmerge.core.dtypes import dtype_named
+from wsmerge.core.opening import parse_json
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.errors import CheckpointError, MissingDependencyError, Problems, TensorFileError
 from wsmerge.registry.payloads.zarr_layout import ATTRIBUTE, METADATA_FILE, array_name
@@ -38,8 +39,8 @@ def parse_group(data: bytes, where: str) -> Json:
         TensorFileError: it is no metadata of a zarr v3 group.
     """
     try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(data)
+    except ValueError as error:
         raise TensorFileError(f"is not valid JSON: {error}", where=where, hint=_COPY_AGAIN) from error
     kind = (fields.get("node_type"), fields.get("zarr_format")) if isinstance(fields, dict) else None
     if kind != ("group", 3):
@@ -97,8 +98,8 @@ def _consolidated(group: Json) -> list[tuple[str, Any]] | None:
 def _loaded(members: Mapping[str, bytes], problems: Problems) -> Iterator[tuple[str, Any]]:
     for name, data in members.items():
         try:
-            yield name, json.loads(data)
-        except (ValueError, RecursionError) as error:
+            yield name, parse_json(data)
+        except ValueError as error:
             problems.add(f"{name}/{METADATA_FILE}: is not valid JSON: {error}")
 
 
