@@ -21,6 +21,7 @@ from wsmerge.api.exporting.steering import steering_export
 from wsmerge.api.recipes import RecipePlan, plan
 from wsmerge.api.settings import RecipeLike, loaded_recipes
 from wsmerge.core.files import create_synced, staged_folder, sync_folder
+from wsmerge.core.opening import expanded
 from wsmerge.errors import DirectionError, RecipeError
 from wsmerge.recipe import LoadedRecipe
 from wsmerge.registry import Registry
@@ -69,7 +70,7 @@ def export_mergekit(
         RecipeError: several recipes in one file, or what mergekit has no form for.
         WsmergeError: as `plan`.
     """
-    target = Path(out).expanduser()
+    target = expanded(out)
     loaded = _one(loaded_recipes(recipe))
     with plan(loaded, store=store) as planned, staged_folder(target) as staged:
         shop = Shop(staged, target, compact=compact)
@@ -99,7 +100,7 @@ def export_peft(recipe: RecipeLike, out: Path | str, *, store: Registry | None =
         DirectionError: parts that no adapter holds, all of them; or nothing is left to hold.
         WsmergeError: as `plan`.
     """
-    target = Path(out).expanduser()
+    target = expanded(out)
     loaded = _one(loaded_recipes(recipe))
     _refuse_other_than_steering(loaded)
     with plan(loaded, store=store) as planned:

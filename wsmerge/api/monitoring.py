@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsmerge.api.references import opened
+from wsmerge.core.opening import expanded
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import locate_model
@@ -165,7 +166,7 @@ def checkpoints_of(given: str | Path) -> list[str]:
     Raises:
         CheckpointError: a folder that holds neither weights nor such folders.
     """
-    folder = Path(given).expanduser()
+    folder = expanded(given)
     if not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
         return [str(given)]
     inside = [(step, path) for path in folder.glob("checkpoint-*") if (step := step_of(path)) is not None]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from wsmerge.core.opening import expanded
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.locate import model_name, path_label
 from wsmerge.engine.plan import MergePlan
@@ -92,7 +92,7 @@ def _model_name(text: str) -> str:
 def _part_name(text: str) -> str:
     path, separator, revision = text.partition("@")
     for candidate, rest in ((text, ""), (path, separator + revision)):
-        place = Path(candidate).expanduser()
+        place = expanded(candidate)
         if candidate and place.exists():
             return path_label(place) + rest
     return text

@@ -10,6 +10,7 @@ import typer
 
 from wsmerge.cli.options import AsJson, StorePath, store_at
 from wsmerge.cli.output import Output
+from wsmerge.core.opening import expanded
 from wsmerge.errors import EXIT_THRESHOLD, Problems, UsageError
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def _label_rows(file: Path) -> list[tuple[str, RunLabel]]:
         if not name or label not in {"contaminated", "clean"}:
             problems.add(f"line {number}: checkpoint {name!r}, label {label!r}")
             continue
-        beside = file.parent / Path(name).expanduser()
+        beside = file.parent / expanded(name)
         found.append((str(beside) if beside.exists() else name, cast("RunLabel", label)))
     hint = "columns checkpoint and label; a label is contaminated or clean"
     problems.raise_if_any(UsageError, "lines without a checkpoint and a label", where=str(file), hint=hint)

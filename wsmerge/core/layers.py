@@ -15,7 +15,7 @@ __all__ = ["LayerPosition", "layer_counts", "layer_position", "module_of"]
 
 # The containers of numbered blocks in the architectures that transformers and mergekit know.
 _STACK: Final = re.compile(
-    r"^(?P<stack>(?:.*?\.)?(?:layers|h|blocks|block|layer|resblocks))\.(?P<index>\d+)\.(?P<rest>.+)$"
+    r"^(?P<stack>(?:.*?\.)?(?:layers|h|blocks|block|layer|resblocks))\.(?P<index>[0-9]{1,6})\.(?P<rest>.+)$"
 )
 
 

@@ -16,7 +16,16 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-__all__ = ["MAX_WHOLE_BYTES", "check_held", "expanded", "is_below", "open_regular", "parse_json", "read_whole"]
+__all__ = [
+    "MAX_WHOLE_BYTES",
+    "check_held",
+    "expanded",
+    "is_below",
+    "open_regular",
+    "parse_json",
+    "place_outside",
+    "read_whole",
+]
 
 MAX_WHOLE_BYTES: Final = 100_000_000
 """Of a file that is read whole: configurations, indexes, manifests, cards. Those of the largest models have a tenth."""
@@ -72,13 +81,20 @@ def check_held(path: Path, folder: Path) -> None:
     Raises:
         OSError: they do.
     """
-    real, root = os.path.realpath(path), os.path.realpath(folder)
-    if Path(root) not in Path(real).parents and os.path.dirname(real) != _own_blobs(Path(root)):  # noqa: PTH120 - text
+    outside = place_outside(path, folder)
+    if outside is not None:
         raise OSError(
             errno.EXDEV,
-            f"is a link out of its folder, to {real}: if you trust it, put a copy of the file in the link's place",
+            f"is a link out of its folder, to {outside}: if you trust it, put a copy of the file in the link's place",
             str(path),
         )
+
+
+def place_outside(path: Path, folder: Path) -> Path | None:
+    """Where `path`, which lies in `folder`, is by links, if that is outside of the folder."""
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    held = real.is_relative_to(root) or real.parent == _own_blobs(root)
+    return None if held else real
 
 
 def is_below(name: str) -> bool:
@@ -124,12 +140,12 @@ def _check_regular(status: os.stat_result, path: Path) -> None:
         raise OSError(errno.EINVAL, f"is {kind} and no regular file", str(path))
 
 
-def _own_blobs(folder: Path) -> str | None:
+def _own_blobs(folder: Path) -> Path | None:
     """The folder of blobs that a snapshot in the Hub's cache links to; None of any other folder."""
     for place in (folder, *folder.parents):
         repository = place.parent.parent
         if place.parent.name == "snapshots" and repository.name.startswith(_REPOSITORIES):
-            return str(repository / "blobs")
+            return repository / "blobs"
     return None
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import DTYPES
 from wsmerge.core.files import refuse_lfs_pointer
+from wsmerge.core.opening import parse_json
 from wsmerge.core.ranges import LocalFile, RangeFile, read_range
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.errors import Problems, TensorFileError
@@ -127,8 +128,8 @@ def _read_header(file: RangeFile) -> tuple[dict[str, Any], int]:
         )
     text = read_range(file, _LENGTH_BYTES, length)
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text, object_pairs_hook=_no_duplicates)
+    except ValueError as error:
         raise TensorFileError(f"its header is not valid JSON: {error}", where=path) from error
     if not isinstance(header, dict) or not text.startswith(b"{"):
         raise TensorFileError("its header is no JSON object", where=path)
@@ -188,11 +189,12 @@ def _entry(name: str, value: Any, problems: Problems) -> tuple[TensorSpec, int, 
     elif not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
         problems.add(f"{name!r}: half a surrogate pair is no name")
     elif not isinstance(shape, list) or not _naturals((*shape, begin, end)):
-        problems.add(f"{name}: shape {shape} or offsets {[begin, end]} are not natural numbers")
+        problems.add(f"{name}: shape {shape} or offsets {[begin, end]} are not natural numbers of 63 bits")
     else:
         return TensorSpec(name, DTYPES[dtype], tuple(shape)), begin, end
     return None
 
 
 def _naturals(values: Iterable[Any]) -> bool:
-    return all(type(value) is int and value >= 0 for value in values)  # a bool is no number here
+    # A bool is no number here, and what takes more than 63 bits is no length of anything.
+    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)

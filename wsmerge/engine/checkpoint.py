@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -10,12 +10,14 @@ from typing import Any, Final
 from wsmerge.core.closing import Closing
 from wsmerge.core.digest import structure_digest
 from wsmerge.core.hub.commit import RepoCommit
+from wsmerge.core.hub.remote_file import RemoteFile
+from wsmerge.core.opening import place_outside
 from wsmerge.core.ranges import RangeFile
 from wsmerge.core.reading import digest_tensors, has_equal_values
 from wsmerge.core.tensor_file import TensorFile
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.engine.locate import path_label
-from wsmerge.engine.shards import AnyTensorFile, open_tensor_files, read_json_object, tensor_file_stamp
+from wsmerge.engine.shards import AnyTensorFile, open_tensor_files, read_config, tensor_file_stamp
 from wsmerge.engine.tying import tied_pair
 from wsmerge.errors import CheckpointError
 
@@ -56,7 +58,7 @@ class Checkpoint(Closing):
     def __init__(self, path: Path, commit: RepoCommit | None = None) -> None:
         self.path = path
         self.commit = commit
-        self.config: Mapping[str, Any] = read_json_object((path if path.is_dir() else path.parent) / "config.json")
+        self.config: Mapping[str, Any] = read_config(path if path.is_dir() else path.parent)
         self._files = open_tensor_files(path, self.config, commit)
         self._file_of: dict[str, AnyTensorFile] = {name: file for file in self._files for name in file.specs}
         self.specs: dict[str, TensorSpec] = {name: file.specs[name] for name, file in self._file_of.items()}
@@ -79,6 +81,15 @@ class Checkpoint(Closing):
     def fingerprint(self) -> list[list[str | int]]:
         """Name, size and time of change of each file: changes when the files are written again, without reading them."""
         return [tensor_file_stamp(file) for file in self._files]
+
+    @property
+    def links(self) -> Iterator[str]:
+        """The tensor files that links lead out of the folder to, a sentence each."""
+        for file in self._files if self.path.is_dir() else ():
+            local = not (isinstance(file, TensorFile) and isinstance(file.file, RemoteFile))
+            outside = place_outside(file.path, self.path) if local else None
+            if outside is not None:
+                yield f"{file.path.name} is a link out of the folder, and its tensors are read from {outside}"
 
     @property
     def nbytes(self) -> int:

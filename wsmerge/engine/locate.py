@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.connection import Hub, telling
+from wsmerge.core.opening import check_held, expanded, open_regular, parse_json, read_whole
 from wsmerge.errors import CheckpointError, Problems, VerificationError, WsmergeError
 
 __all__ = [
@@ -29,6 +30,7 @@ ORIGIN_FILE: Final = "wsmerge_origin.json"
 """Beside a checkpoint that was converted: which published model it is (`model`), and how it came about (`origin`)."""
 
 _HUB_ID: Final = re.compile(r"(?P<repo>[\w-][\w.-]*(/[\w-][\w.-]*)?)(@(?P<revision>[^\s@]+))?", re.ASCII)
+_REMOVE: Final = "remove them, or put files in their place; weights alone may be links out of the folder"
 _CACHE_FOLDER: Final = "models--"
 # Weights, configuration, tokenizer, and the code without which a custom architecture cannot be loaded again.
 _WEIGHTS: Final = "*.safetensors"
@@ -43,6 +45,8 @@ _BESIDE: Final = (
     "LICEN[CS]E*",
     "NOTICE*",
 )
+# Files that an output gets copies of, or that tokenizers are made from.
+_COPIED: Final = (*_BESIDE, "*.vocab", "*.bpe")
 _WANTED: Final = (_WEIGHTS, *_BESIDE)
 # Older models and adapters have nothing else.
 _PICKLED: Final = ("pytorch_model*.bin", "adapter_model.bin")
@@ -76,8 +80,9 @@ def locate_model(text: str, *, revision: str | None = None, download: bool = Tru
     Raises:
         CheckpointError: there is no such path, and the Hub does not have it or cannot be reached.
     """
-    path = Path(text).expanduser()
-    if path.exists():
+    path = expanded(text)
+    if _exists(path):
+        _refuse_stray_files(path)
         return path
     match = _HUB_ID.fullmatch(text)
     if match is None or text.startswith(("/", ".", "~")):
@@ -95,7 +100,7 @@ def locate_streamed(text: str, hub: Hub, *, revision: str | None = None) -> Loca
         HubError: the Hub does not have it, does not give it, or is not reached.
     """
     match = _HUB_ID.fullmatch(text)
-    if match is None or Path(text).expanduser().exists() or text.startswith(("/", ".", "~")) or hub.offline:
+    if match is None or _exists(expanded(text)) or text.startswith(("/", ".", "~")) or hub.offline:
         return Located(locate_model(text, revision=revision))
     commit = RepoCommit.resolve(hub, match["repo"], revision or match["revision"])
     return Located(_download_beside(commit), commit)
@@ -109,7 +114,7 @@ def is_hub_id(text: str) -> bool:
 def model_name(text: str, path: Path) -> str:
     """How provenance names the model that was asked for as `text` and found at `path`: its Hub id, else a folder's name."""
     match = _HUB_ID.fullmatch(text)
-    if match and not Path(text).expanduser().exists():
+    if match and not _exists(expanded(text)):
         return match["repo"]
     return path_label(path)
 
@@ -132,12 +137,21 @@ def path_label(path: Path) -> str:
 def origin_of(path: Path) -> dict[str, str]:
     """What `wsmerge_origin.json` in the checkpoint folder `path` says; empty where there is none."""
     try:
-        fields = json.loads((path / ORIGIN_FILE).read_bytes())
+        fields = parse_json(read_whole(path / ORIGIN_FILE, within=path))
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(path / ORIGIN_FILE)) from error
     except ValueError as error:
         raise CheckpointError(f"is not valid JSON: {error}", where=str(path / ORIGIN_FILE)) from error
-    return {key: value for key, value in fields.items() if isinstance(value, str)} if isinstance(fields, dict) else {}
+    origin = {key: value for key, value in fields.items() if isinstance(value, str)} if isinstance(fields, dict) else {}
+    if not is_hub_id(origin.get("model", "owner/name")):
+        raise CheckpointError(
+            f"names no model of the Hub (owner/name): {origin['model']!r}",
+            where=str(path / ORIGIN_FILE),
+            hint="mend it, or remove it: the model is called by its folder then",
+        )
+    return origin
 
 
 def hub_snapshot(path: Path) -> HubSnapshot | None:
@@ -147,6 +161,31 @@ def hub_snapshot(path: Path) -> HubSnapshot | None:
         return None
     repo = folder.parent.parent.name.removeprefix(_CACHE_FOLDER).replace("--", "/", 1)
     return HubSnapshot(repo, folder.name)
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - False too for text that no path can have
+
+
+def _refuse_stray_files(folder: Path) -> None:
+    """Refuse files beside the weights that are none, or that links lead out of the folder: the output gets copies of them.
+
+    Weights may be links to another disk: only their tensors are read.
+    """
+    problems = Problems()
+    templates = folder / "additional_chat_templates"
+    for path in sorted((*folder.glob("*"), *templates.glob("*"))) if folder.is_dir() else ():
+        if not any(fnmatch(path.name.upper(), pattern.upper()) for pattern in _COPIED) or (
+            path.is_dir() and path != templates
+        ):
+            continue
+        try:
+            check_held(path, folder)
+            if path != templates:
+                os.close(open_regular(path))
+        except OSError as error:
+            problems.add(f"{path.relative_to(folder)}: {error.strerror}")
+    problems.raise_if_any(CheckpointError, "holds what is no file of a model", where=str(folder), hint=_REMOVE)
 
 
 def _download(repo: str, revision: str | None, *, only_here: bool) -> Path:

@@ -130,8 +130,10 @@ class LoraSettings:
         self._rank = self._number("r", 8, problems)
         self._ranks = self._pattern("rank_pattern", problems)
         self.ranks_valid = len(problems.lines) == before
-        self.base_name: str | None = config.get("base_model_name_or_path") or None
-        self.revision: str | None = config.get("revision") or None
+        self._saved = self._names("modules_to_save", problems)
+        self._names("target_modules", problems)
+        self.base_name = self._text("base_model_name_or_path", problems)
+        self.revision = self._text("revision", problems)
         self.fan_in_fan_out = bool(config.get("fan_in_fan_out"))
         self.ensure_weight_tying = bool(config.get("ensure_weight_tying"))
 
@@ -159,8 +161,7 @@ class LoraSettings:
 
     def is_saved_whole(self, module: str) -> bool:
         """Whether `modules_to_save` names that module, so that the model has a copy of its own for the adapter."""
-        named = self._config.get("modules_to_save") or ()
-        return module.endswith((named,) if isinstance(named, str) else tuple(map(str, named)))
+        return module.endswith(self._saved)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -202,6 +203,21 @@ class LoraSettings:
             problems.add(f"{key}: {value!r} is no {'positive whole' if key == 'r' else 'finite'} number", MEND_SETTINGS)
             return default
         return float(value)
+
+    def _names(self, key: str, problems: Refusals) -> tuple[str, ...]:
+        value = self._config.get(key) or []
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            problems.add(f"{key}: is no list of names", MEND_SETTINGS)
+            return ()
+        return tuple(names)
+
+    def _text(self, key: str, problems: Refusals) -> str | None:
+        value = self._config.get(key) or None
+        if value is not None and not isinstance(value, str):
+            problems.add(f"{key}: {value!r} is no name", MEND_SETTINGS)
+            return None
+        return value
 
     def _pattern(self, key: str, problems: Refusals) -> dict[str, float]:
         pattern = self._config.get(key) or {}

@@ -15,6 +15,7 @@ Tensors that share their storage, are transposed, or are parts of others are giv
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import dtype_named
 from wsmerge.core.files import refuse_lfs_pointer
+from wsmerge.core.opening import open_regular
 from wsmerge.core.tensors import TensorSpec
 from wsmerge.errors import CheckpointError, Problems, TensorFileError
 
@@ -95,7 +97,7 @@ def is_pickled(path: Path) -> bool:
 
 
 def _is_archive(path: Path) -> bool:
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return file.read(len(_ZIP_START)) == _ZIP_START
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from wsmerge.core.opening import expanded
 from wsmerge.engine.journal import JOURNAL_FILE, is_journal
 from wsmerge.errors import OutputError, UsageError
 
@@ -20,7 +21,7 @@ _NAMED_FILES: Final = 5
 
 def place_of(out: Path) -> Path:
     """Where the output will lie, without links and dots."""
-    return Path(os.path.realpath(out.expanduser()))
+    return Path(os.path.realpath(expanded(out)))
 
 
 def partial_of(place: Path) -> Path:

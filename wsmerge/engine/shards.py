@@ -7,7 +7,7 @@ beside a single file is not looked at.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ from typing import Any, Final
 from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.remote_file import RemoteFile
+from wsmerge.core.opening import is_below, parse_json, read_whole
 from wsmerge.core.tensor_file import TensorFile
 from wsmerge.engine.pickled import PICKLE_SUFFIXES, PickledFile, is_pickled
 from wsmerge.errors import CheckpointError, Problems, TensorFileError
@@ -26,6 +27,7 @@ __all__ = [
     "ModelFiles",
     "open_tensor_file",
     "open_tensor_files",
+    "read_config",
     "read_json_object",
     "tensor_file_name",
     "tensor_file_stamp",
@@ -57,7 +59,7 @@ class ModelFiles:
 
     def has(self, name: str) -> bool:
         """Whether there is a file called `name`."""
-        return (self.folder / name).is_file() or (self.commit is not None and name in self.commit.files)
+        return _is_file(self.folder / name) or (self.commit is not None and name in self.commit.files)
 
     def open(self, name: str) -> AnyTensorFile:
         """Open the tensor file `name`.
@@ -67,7 +69,7 @@ class ModelFiles:
             CheckpointError: it is a pickle on the Hub.
             HubError: it is on the Hub, which does not give it.
         """
-        if self.commit is None or (self.folder / name).is_file():
+        if self.commit is None or _is_file(self.folder / name):
             return open_tensor_file(self.folder / name)
         if not name.endswith(".safetensors"):
             raise CheckpointError(
@@ -99,6 +101,12 @@ def open_tensor_files(path: Path, config: Mapping[str, Any], commit: RepoCommit 
     if not path.is_dir():
         raise CheckpointError("no such folder or file", where=str(path), hint="check the path")
     named = config.get("transformers_weights")
+    if isinstance(named, str) and not is_below(named):
+        raise CheckpointError(
+            f"config.json names weights outside of the folder in transformers_weights: {named}",
+            where=str(path),
+            hint="if you trust it, give the folder or the file that it names",
+        )
     candidates = [named] if isinstance(named, str) else [SINGLE_FILE, INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE]
     files = ModelFiles(path, commit)
     for name in candidates:
@@ -137,16 +145,41 @@ def read_json_object(file: Path) -> dict[str, Any]:
         CheckpointError: the file holds something else.
     """
     try:
-        data = file.read_bytes()
+        data = read_whole(file, within=file.parent)
         refuse_lfs_pointer(data, str(file), CheckpointError)
-        value = json.loads(data)
+        value = parse_json(data)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(file), hint=_COPY_AGAIN) from error
+    except ValueError as error:
         raise CheckpointError(f"cannot be read as JSON: {error}", where=str(file), hint=_COPY_AGAIN) from error
     if not isinstance(value, dict):
         raise CheckpointError("is no JSON object", where=str(file), hint=_COPY_AGAIN)
     return value
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - False too for a name that no file can have
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint folder; empty where there is none.
+
+    Raises:
+        CheckpointError: it is no JSON object, or does not name the model's kind and classes as text.
+    """
+    config = read_json_object(folder / "config.json")
+    names = config.get("architectures") or []
+    problems = Problems()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        problems.add(f"architectures: {names!r} is no list of names")
+    if not isinstance(config.get("model_type", ""), str | None):
+        problems.add(f"model_type: {config['model_type']!r} is no name")
+    problems.raise_if_any(
+        CheckpointError, "is no configuration of a model", where=str(folder / "config.json"), hint=_COPY_AGAIN
+    )
+    return config
 
 
 def _open_file_argument(path: Path) -> list[AnyTensorFile]:

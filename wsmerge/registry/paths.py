@@ -18,6 +18,7 @@ from pathlib import Path
 
 import platformdirs
 
+from wsmerge.core.opening import expanded
 from wsmerge.registry.references import check_name
 
 __all__ = ["REMOVED_PREFIX", "StorePaths", "default_root"]
@@ -28,7 +29,7 @@ REMOVED_PREFIX = "removed-"
 def default_root() -> Path:
     """`WSMERGE_HOME` where that is set, else `wsmerge` in the user's data folder."""
     chosen = os.environ.get("WSMERGE_HOME")
-    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_data_dir("wsmerge"))
+    return expanded(chosen).absolute() if chosen else Path(platformdirs.user_data_dir("wsmerge"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from wsmerge.core.opening import expanded
 from wsmerge.errors import BadReferenceError
 from wsmerge.registry.versions import Version
 
@@ -89,7 +90,7 @@ class PathReference:
     @property
     def path(self) -> Path:
         """The folder, with `~` expanded."""
-        return Path(self.text).expanduser()
+        return expanded(self.text)
 
     def __str__(self) -> str:
         return self.text

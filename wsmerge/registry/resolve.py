@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from wsmerge.core.hub.connection import Hub
+from wsmerge.core.opening import expanded
 from wsmerge.errors import VerificationError
 from wsmerge.registry.catalogue import Catalogue, store_reference
 from wsmerge.registry.direction import Direction, open_direction_folder, verify_direction
@@ -20,7 +21,7 @@ _ASK_OWNER: Final = "try again; if it stays, tell the owner of the repository"
 
 def reference_text(reference: str | Path) -> str:
     """The text of a reference; a `Path` is one to a folder."""
-    return str(reference.expanduser().absolute()) if isinstance(reference, Path) else reference
+    return str(expanded(reference).absolute()) if isinstance(reference, Path) else reference
 
 
 def open_reference(text: str, store: Catalogue) -> Direction:

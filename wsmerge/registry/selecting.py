@@ -9,6 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from wsmerge.core.opening import expanded
 from wsmerge.errors import UsageError
 from wsmerge.registry.registry import Registry
 from wsmerge.registry.store import Store
@@ -43,7 +44,7 @@ def open_registry(where: str | Path | None = None) -> Registry:
         return Store()
     address = _ADDRESS.fullmatch(text)
     if address is None:
-        return Store(Path(text).expanduser().absolute())
+        return Store(expanded(text).absolute())
     if address["scheme"] == "file":
         return Store(_folder_of(text))
     from wsmerge.registry.objects import ObjectRegistry, ObstoreObjects  # noqa: PLC0415 - most registries are folders

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from wsmerge.core.deltas import LowRankDelta
+from wsmerge.core.opening import expanded
 from wsmerge.core.reading import has_equal_values
 from wsmerge.engine.adapter import ADAPTER_CONFIG_FILE, ADAPTER_TENSOR_FILE, Adapter
 from wsmerge.engine.checkpoint import Checkpoint
@@ -161,7 +162,7 @@ def _is_recorded_base(adapter: Adapter, base: Checkpoint, problems: Problems) ->
     name = adapter.settings.base_name
     if name is None:
         return True
-    local = Path(name).expanduser()
+    local = expanded(name)
     if local.exists():
         return _is_same_checkpoint(adapter, local, base, problems)
     here = hub_snapshot(base.path)

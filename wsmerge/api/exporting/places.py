@@ -6,9 +6,9 @@ there is no network. So folders of this machine are written with `./` before the
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
+from wsmerge.core.opening import expanded
 from wsmerge.errors import RecipeError
 from wsmerge.recipe import ModelPath, ModelReference
 from wsmerge.recipe.merging import is_local_path
@@ -40,7 +40,7 @@ def _model(value: Any) -> Any:  # noqa: ANN401 - text, or a mapping
 
 
 def _path(path: ModelPath) -> ModelPath:
-    here = Path(path.path).expanduser()
+    here = expanded(path.path)
     if not here.exists() or (is_local_path(path.path) and not path.path.startswith("~")):
         return path
     return ModelPath(path=str(here) if here.is_absolute() else f"./{here}", revision=path.revision)

@@ -7,12 +7,12 @@ Templates are read as the files they are, in transformers' order: `chat_template
 from __future__ import annotations
 
 import importlib.resources
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from wsmerge.core.opening import parse_json, read_whole
 from wsmerge.engine.vocabulary.vocabulary import saved_files
 from wsmerge.errors import CheckpointError, RecipeError
 
@@ -66,13 +66,14 @@ def stored_template(folder: Path) -> str | None:
     default = folder / "chat_template.jinja"
     try:
         if default.is_file():
-            return default.read_text(encoding="utf-8")
+            return read_whole(default, within=folder).decode()
         if any((folder / "additional_chat_templates").glob("*.jinja")):
             return None  # transformers takes these, none of which is the default, for all there are
         config = folder / "tokenizer_config.json"
-        return (
-            _default(json.loads(config.read_text(encoding="utf-8")).get("chat_template")) if config.is_file() else None
-        )
+        settings = parse_json(read_whole(config, within=folder)) if config.is_file() else {}
+        if not isinstance(settings, dict):
+            raise ValueError("tokenizer_config.json is no JSON object")  # noqa: TRY301, TRY004 - told as what follows
+        return _default(settings.get("chat_template"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"its chat template cannot be read: {error}", where=str(folder), hint="download the tokenizer's files again"

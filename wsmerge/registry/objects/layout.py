@@ -48,9 +48,8 @@ _SUFFIX: Final = ".json"
 
 
 def _held(name: str) -> str:
-    """A name or key that leads out of where it is put is nothing that wsmerge wrote."""
     if not is_below(name):
-        raise ValueError(f"{name!r} names nothing below a folder")
+        raise ValueError(f"{name!r} names nothing below the store")
     return name
 
 
@@ -70,7 +69,7 @@ class StoredVersion(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     version_digest: str
-    files: dict[Annotated[str, AfterValidator(_held)], StoredFile]
+    files: dict[str, StoredFile]
 
     def encode(self) -> bytes:
         """As the object that holds it."""
