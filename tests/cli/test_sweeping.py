@@ -35,7 +35,7 @@ def chat(lab, wsmerge, monkeypatch):
 def test_a_chat_over_a_pipe(chat):
     steered = chat("Is it?")
     assert steered.code == 0
-    assert steered.err.split() == "cut after 5 tokens; --max-new-tokens sets where".split()
+    assert steered.err.split() == ["cut", "after", "5", "tokens;", "--max-new-tokens", "sets", "where"]
     plain = chat("Is it?", k="0")
     assert steered.out != plain.out
     both = chat("Is it?", "/base")

@@ -26,6 +26,7 @@ from wsmerge.errors import (
     StoreError,
     UsageError,
     VerificationError,
+    WsmergeError,
 )
 from wsmerge.registry import DatasetRecord, Store, open_direction_folder, open_reference, write_direction
 from wsmerge.registry.references import StoreReference
@@ -605,3 +606,23 @@ def test_a_damaged_log_has_a_next_step(store, source):
     with pytest.raises(StoreError, match="is no line of a log") as caught:
         store.resolve("formal")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "meta.yaml", "adapter_config.json", "adapter_model.safetensors", "direction.json"]
+)
+def test_links_out_of_an_artifact_are_refused_and_never_copied(store, source, tmp_path, name):
+    private = (source / name).rename(tmp_path / "private")
+    (source / name).symlink_to(private)
+    with pytest.raises(WsmergeError, match="link out of its folder"):
+        store.publish(source)
+    assert not store.list()
+    assert not [path for path in store.root.rglob("*") if path.is_file() and "locks" not in path.parts]
+
+
+@pytest.mark.parametrize("name", ["README.md", "adapter_config.json", "adapter_model.safetensors", "direction.json"])
+def test_a_fifo_in_an_artifact_is_refused_and_not_waited_for(store, source, name):
+    (source / name).unlink()
+    os.mkfifo(source / name)
+    with pytest.raises(WsmergeError, match="FIFO"):
+        store.publish(source)

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 __all__ = [
+    "MAX_ROWS_BYTES",
     "MAX_WHOLE_BYTES",
     "check_held",
     "expanded",
@@ -29,6 +30,9 @@ __all__ = [
 
 MAX_WHOLE_BYTES: Final = 100_000_000
 """Of a file that is read whole: configurations, indexes, manifests, cards. Those of the largest models have a tenth."""
+
+MAX_ROWS_BYTES: Final = 1 << 30
+"""Of a file of rows: pairs, prompts, journals."""
 
 _MAX_DIGITS: Final = 308
 _REPOSITORIES: Final = ("models--", "datasets--", "spaces--")
@@ -69,7 +73,7 @@ def read_whole(path: Path, *, within: Path | None = None, limit: int = MAX_WHOLE
         OSError: as of `open_regular`; or the file is larger.
     """
     with os.fdopen(open_regular(path, within=within), "rb") as file:
-        data = file.read(limit + 1)
+        data = file.read(min(os.fstat(file.fileno()).st_size, limit + 1))
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"has more than the {limit:,} bytes that such a file has at most", str(path))
     return data

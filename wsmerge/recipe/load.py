@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from wsmerge.core.opening import open_regular
 from wsmerge.errors import Problems, RecipeError
 from wsmerge.recipe.document import Document, kind_of, read_document, read_documents, spell
 from wsmerge.recipe.findings import Finding, key_findings
@@ -92,7 +94,7 @@ def parse_recipes(text: str) -> tuple[LoadedRecipe, ...]:
 
 def _text_of(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             data = file.read(_LARGEST + 1)
     except OSError as error:
         raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error

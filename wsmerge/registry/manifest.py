@@ -16,8 +16,8 @@ from typing import Any, Final, Literal, Self
 import rfc8785
 from pydantic import Field, NonNegativeInt, ValidationError
 
-from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.digest import MAX_EXACT_INTEGER, canonical_json, content_digest, sha256_hex
+from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.opening import parse_json
 from wsmerge.errors import BadReferenceError, ManifestError, Problems
 from wsmerge.registry.records import (

@@ -9,6 +9,7 @@ from typing import TypeVar
 import yaml
 from pydantic import ValidationError
 
+from wsmerge.core.opening import read_whole
 from wsmerge.errors import Problems, UsageError
 
 __all__ = ["problem_lines", "read_yaml", "validated"]
@@ -27,7 +28,7 @@ def read_yaml(path: Path, what: str) -> object:
         UsageError: it cannot be read, or is not YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(read_whole(path).decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the {what}: {error}", where=str(path)) from error
 

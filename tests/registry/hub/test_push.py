@@ -15,7 +15,7 @@ from tests.loopback_hub import Fault, LoopbackHub
 from tests.registry.artifacts import SHAPES, about, make_artifact
 from tests.sources import random_direction
 from wsmerge.core.hub.connection import Hub
-from wsmerge.errors import BadReferenceError, ConflictError, HubError, UsageError, VerificationError
+from wsmerge.errors import BadReferenceError, ConflictError, HubError, UsageError, VerificationError, WsmergeError
 from wsmerge.registry import open_direction_folder, write_direction
 from wsmerge.registry.hub.push import Pushed, PushOptions, push
 from wsmerge.registry.hub.tagging import drop_branch, ensure_branch
@@ -304,3 +304,12 @@ def test_of_a_direction_that_another_writer_tagged_its_commit_is_told(hub, loopb
     done = push_folder(hub, folder, aliases=("stable",))
     assert done.commit == theirs[0]
     assert loopback.tags(REPO) == {"v1.0.0": theirs[0], "stable": theirs[0]}
+
+
+@pytest.mark.parametrize("name", ["README.md", "adapter_config.json", "adapter_model.safetensors"])
+def test_links_out_of_the_folder_are_never_sent(hub, loopback, made, tmp_path, name):
+    private = (made() / name).rename(tmp_path / "private")
+    (made() / name).symlink_to(private)
+    with pytest.raises(WsmergeError, match="link out of its folder"):
+        push_folder(hub, made())
+    assert not loopback.tags(REPO)

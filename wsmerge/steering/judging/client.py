@@ -23,6 +23,7 @@ from ipaddress import ip_address
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
+from wsmerge.core.opening import parse_json
 from wsmerge.errors import JudgeError, UsageError
 from wsmerge.steering.judging.config import JudgeSettings
 from wsmerge.steering.named import NOTHING, Allowed, function_named
@@ -136,7 +137,7 @@ class _Endpoint:
     def _content(self, body: bytes) -> str:
         reply = self._reply(body)
         try:
-            content = json.loads(reply)["choices"][0]["message"]["content"]
+            content = parse_json(reply)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
             raise JudgeError(f"answers what is no chat completion: {_shown(reply)}", where=self._url) from error
         return content if isinstance(content, str) else ""

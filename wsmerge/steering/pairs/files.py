@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from wsmerge.core.files import refuse_lfs_pointer
+from wsmerge.core.opening import MAX_ROWS_BYTES, parse_json, read_whole
 from wsmerge.errors import PairsError, Problems
 
 __all__ = ["Pair", "load_pairs", "pair_lines"]
@@ -94,7 +95,7 @@ def pair_lines(pairs: Iterable[Pair]) -> bytes:
 def _lines(path: Path) -> list[bytes]:
     """Return the file's lines; only a line feed ends one, since U+2028 and its like may stand inside a JSON string."""
     try:
-        data = path.read_bytes()
+        data = read_whole(path, limit=MAX_ROWS_BYTES)
     except OSError as error:
         raise PairsError(f"cannot read the pair file: {error}", where=str(path)) from error
     refuse_lfs_pointer(data, str(path), PairsError)
@@ -104,11 +105,11 @@ def _lines(path: Path) -> list[bytes]:
 def _row(line: bytes, number: int, where: str, problems: Problems) -> Pair | None:
     """Parse one line, or note every problem it has."""
     try:
-        fields = json.loads(line.decode(), object_pairs_hook=_unique)
+        fields = parse_json(line, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         problems.add(f"{where}: not UTF-8: {error}")
         return None
-    except (ValueError, RecursionError) as error:  # the latter from brackets within brackets, thousands deep
+    except ValueError as error:
         problems.add(f"{where}: not JSON: {error}")
         return None
     if isinstance(fields, dict):

@@ -19,6 +19,7 @@ from typing import Any
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.files import make_folder
+from wsmerge.core.opening import MAX_ROWS_BYTES, parse_json, read_whole
 from wsmerge.errors import OutputError, UsageError
 
 __all__ = ["Journal"]
@@ -63,12 +64,12 @@ class Journal(Closing):
 
     def _read(self, digest: str) -> bool:
         """Take over the whole lines of the file; what a kill left of another is cut off. False where there are none."""
-        data = self.path.read_bytes() if self.path.exists() else b""
+        data = read_whole(self.path, limit=MAX_ROWS_BYTES) if self.path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if not whole:
             return False
         try:
-            head, *rows = (json.loads(line) for line in whole.splitlines())
+            head, *rows = (parse_json(line) for line in whole.splitlines())
             same = head["of"] == digest
             found = {row["key"]: row for row in rows}
         except (ValueError, KeyError, TypeError) as error:

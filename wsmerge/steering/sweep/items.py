@@ -9,13 +9,13 @@ A file of passages is plain text in UTF-8, passages between blank lines; line br
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from wsmerge.core.opening import MAX_ROWS_BYTES, parse_json, read_whole
 from wsmerge.errors import PairsError, Problems, UsageError
 from wsmerge.steering.sweep.measuring import Answers, Choice, Passages
 
@@ -88,7 +88,7 @@ def load_prompts(path: Path) -> list[Prompt]:
         if not line.strip():
             continue
         try:
-            rows.append(Prompt.model_validate(json.loads(line)))
+            rows.append(Prompt.model_validate(parse_json(line)))
         except ValidationError as error:
             for one in error.errors():
                 problems.add(f"{path.name}:{number}: {'.'.join(map(str, one['loc']))}: {one['msg']}")
@@ -100,6 +100,6 @@ def load_prompts(path: Path) -> list[Prompt]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_whole(path, limit=MAX_ROWS_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot be read: {error}", where=str(path)) from error

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from wsmerge.core.closing import Closing
+from wsmerge.core.opening import MAX_ROWS_BYTES, parse_json, read_whole
 from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.sweep.items import Split
 from wsmerge.steering.sweep.samples import Samples
@@ -147,7 +148,7 @@ class Journal(Closing):
 
     def _whole_lines(self) -> list[bytes]:
         """The lines that were written to their end; what a kill left of another is cut off."""
-        data = self._path.read_bytes()
+        data = read_whole(self._path, limit=MAX_ROWS_BYTES)
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             os.truncate(self._path, len(whole))
@@ -155,7 +156,7 @@ class Journal(Closing):
 
     def _read(self, lines: list[bytes], digest: str) -> None:
         try:
-            rows = [json.loads(line) for line in lines]
+            rows = [parse_json(line) for line in lines]
             if rows and rows[0]["sweep"] != digest:
                 raise UsageError(
                     "another sweep was begun here: its file, its items, its directions or its model were others",
@@ -164,7 +165,7 @@ class Journal(Closing):
                 )
             for row in rows[1:]:
                 self._take(row)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise OutputError(
                 "the journal is damaged", where=str(self._path), hint="begin anew with --restart"
             ) from error

@@ -23,6 +23,7 @@ import torch
 
 from wsmerge.core.alone import alone_in
 from wsmerge.core.files import file_sha256, make_folder, replace_synced, staged_folder
+from wsmerge.core.opening import parse_json, read_whole
 from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.chat import pad_id
 from wsmerge.steering.loading import load_tokenizer
@@ -271,13 +272,19 @@ def _check_same(begun: Mapping[str, Any], identity: Mapping[str, Any], file: Pat
 
 def _read_outcome(file: Path) -> Outcome:
     fields = _read(file)
-    fields["validation_losses"] = [tuple(item) for item in fields["validation_losses"]]
-    return Outcome(**fields)
+    try:
+        return Outcome(**fields | {"validation_losses": [tuple(item) for item in fields["validation_losses"]]})
+    except (KeyError, TypeError) as error:
+        raise OutputError(
+            f"is no outcome of a training: {error!r}", where=str(file), hint="choose another folder, or delete this one"
+        ) from error
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        fields: dict[str, Any] = json.loads(file.read_bytes())
+        fields: dict[str, Any] = parse_json(read_whole(file))
+        if not isinstance(fields, dict):
+            raise ValueError("no JSON object")  # noqa: TRY301, TRY004 - told as what follows
     except (OSError, ValueError) as error:
         raise OutputError(
             f"cannot be read: {error}", where=str(file), hint="choose another folder, or delete this one"
