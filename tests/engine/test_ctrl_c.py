@@ -55,7 +55,6 @@ def _ctrl_c_raises():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.usefixtures("_ctrl_c_raises")
 def test_ctrl_c_at_every_instruction_ends_the_workers():
     alive = threading.active_count()

@@ -95,7 +95,6 @@ def test_whole_tensors_are_not_made_ahead(models):
         assert ahead > 0
 
 
-@pytest.mark.timeout(60)
 def test_what_was_prepared_is_let_go_with_its_last_block(planned):
     blocks = all_blocks(planned)
     preparations = Preparations(planned, blocks)
@@ -109,7 +108,6 @@ def test_what_was_prepared_is_let_go_with_its_last_block(planned):
     assert not preparations._ready
 
 
-@pytest.mark.timeout(60)
 def test_draws_come_in_mergekits_order_whoever_takes_them(models, monkeypatch):
     base, one = models
     recipe = {"merge_method": "dare_linear", "base_model": str(base), "models": entries((one, HALF))}
@@ -127,7 +125,6 @@ def test_draws_come_in_mergekits_order_whoever_takes_them(models, monkeypatch):
     assert drawn != names
 
 
-@pytest.mark.timeout(60)
 def test_stopping_frees_who_waits(planned):
     blocks = all_blocks(planned)
     preparations = Preparations(planned, blocks)

@@ -38,6 +38,8 @@ with Checkpoint(base) as checkpoint:
     def progress(done, total):
         resumed.append(done)
         time.sleep(wait_s)
+        while out.with_name("hold").exists():
+            time.sleep(0.01)
     run_merge(plan, MergeJob(out, {}, "acme/base", OutputFiles(plan.base.path)), progress)
 print(resumed[0])
 """
@@ -54,17 +56,17 @@ def start(base: Path, out: Path, *, wait_s: float = 0, k: float = 0.5) -> subpro
 
 
 def stop_in_the_middle(process: subprocess.Popen[str], journal: Path, sign: signal.Signals) -> None:
-    for _ in range(600):
+    while process.poll() is None:
         if journal.exists() and len(journal.read_text().splitlines()) > 4:
             break
         time.sleep(0.05)
     process.send_signal(sign)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
 
 
 def finish(base: Path, out: Path, **options: float) -> int:
     process = start(base, out, **options)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     return int(stdout)
 
@@ -115,14 +117,16 @@ def test_ctrl_c_leaves_nothing(base, tmp_path):
 
 
 def test_two_merges_into_one_folder_do_not_mix(base, tmp_path):
-    slow = start(base, tmp_path / "out", wait_s=0.2)
-    for _ in range(600):
-        if (tmp_path / "out.partial" / JOURNAL_FILE).exists():
-            break
+    hold = tmp_path / "hold"
+    hold.touch()
+    slow = start(base, tmp_path / "out")
+    while not (tmp_path / "out.partial" / JOURNAL_FILE).exists():
+        assert slow.poll() is None
         time.sleep(0.05)
     second = start(base, tmp_path / "out")
-    _, stderr = second.communicate(timeout=60)
+    _, stderr = second.communicate(timeout=240)
+    hold.unlink()
     assert second.returncode != 0
     assert "another merge is writing this output" in stderr
-    _, stderr = slow.communicate(timeout=120)
+    _, stderr = slow.communicate(timeout=240)
     assert slow.returncode == 0, stderr

@@ -23,7 +23,7 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 
 
 def result(process: subprocess.Popen[bytes]):
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 0
     return json.loads(output)
 

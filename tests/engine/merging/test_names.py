@@ -69,7 +69,6 @@ def test_files_that_read_back_otherwise_never_get_their_name(tmp_path, monkeypat
     assert not (tmp_path / "out.partial").exists()
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("method", ["passthrough", "linear"])
 @pytest.mark.parametrize("layers", ["all", "slices"])
 def test_layers_that_config_json_only_claims_are_not_walked(tmp_path, method, layers):

@@ -88,7 +88,6 @@ def test_a_direction_in_it_is_base_plus_w(models, tmp_path):
             np.testing.assert_allclose(written, values(base)[name] + 2 * delta, rtol=2.0**-20, atol=1e-7)
 
 
-@pytest.mark.timeout(60)
 def test_its_errors_are_told_with_the_tensor(models, tmp_path):
     recipe = {"merge_method": "test_over_base", "base_model": str(models[0]), "models": entries((models[1], {}))}
     with pytest.raises(CheckpointError, match="test_over_base refuses it: a factor below 0") as caught:

@@ -69,7 +69,6 @@ def neox(folder, *, seed, mask=1):
     return make_checkpoint(folder, random_tensors(shapes, seed=seed) | masks, config=config)
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize(
     ("method", "numerics"),
     [
@@ -96,7 +95,6 @@ def test_buffers_that_agree_are_copied(tmp_path, method, numerics):
             np.testing.assert_array_equal(written[name][1], bits)
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("rng", [False, True])
 def test_buffers_that_differ_are_refused_by_name(tmp_path, rng):
     one, two = neox(tmp_path / "one", seed=1), neox(tmp_path / "two", seed=2, mask=0)

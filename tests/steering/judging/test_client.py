@@ -104,9 +104,10 @@ def test_an_endpoint_that_is_not_there():
 @pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize("status", [200, 500])
 def test_a_reply_that_comes_byte_by_byte_is_given_up_in_time(status):
-    with endpoint(lambda _, __: (status, scored("60"))) as place:
-        place.drip_s = 0.05  # of some 70 bytes: never long enough for the socket's own timeout
-        whole = len(json.dumps(scored("60"))) * place.drip_s
+    reply = scored("60" + " " * 2000)
+    with endpoint(lambda _, __: (status, reply)) as place:
+        place.drip_s = 0.05  # between two bytes: never long enough for the socket's own timeout
+        whole = len(json.dumps(reply)) * place.drip_s
         start = time.monotonic()
         with pytest.raises(JudgeError, match="timed out"):
             make_judge(config(place.url, timeout=0.2, retries=0), "b")("q", "a")

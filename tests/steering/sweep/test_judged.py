@@ -168,7 +168,7 @@ def test_a_judge_that_takes_too_long_may_be_given_more_time(lab, tmp_path, forwa
         before = len(forwards)
         place.delay_s = 0.0
         place.asked.clear()
-        sweep(lab, tmp_path, judge_at(place, timeout=5, retries=1, workers=2))
+        sweep(lab, tmp_path, judge_at(place, timeout=60, retries=1, workers=2))
         assert asked_of(place).total() == POINTS * ITEMS
         generated = len(forwards)
         forwards.clear()
