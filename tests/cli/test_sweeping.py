@@ -92,12 +92,14 @@ def test_a_sweep_tells_of_every_point_and_of_the_pick(lab, wsmerge):
     assert done.code == 0
     for told in ("weights", "system prompt", "agrees", "false claims", "within budget", "picked on validation"):
         assert told in done.out
-    assert done.err.count("validation") == 5
+    assert done.err.count("validation") == 5 + 3 * 2  # three random directions at two strengths
+    assert ("at equal cost" in done.out) == bool(json.loads((lab / "tiny/sweep.json").read_text())["comparisons"])
     again = wsmerge("sweep", sweep_file(lab), "--json")
     assert "validation" not in again.err  # nothing was measured again
     told = json.loads(again.out)
     assert told == json.loads((lab / "tiny/sweep.json").read_text())
-    assert {picked["method"] for picked in told["picks"]} == {"weights", "system prompt"}
+    random = {f"weights, random {number}" for number in (1, 2, 3)}
+    assert {picked["method"] for picked in told["picks"]} == {"weights", "system prompt", *random}
 
 
 def test_a_bad_sweep_file_is_a_usage_error(lab, wsmerge):

@@ -34,7 +34,9 @@ def sweep(  # noqa: PLR0913 - all but the first two are keywords with defaults
 ) -> SweepResult:
     """Measure methods of changing a behaviour at many strengths, and pick one of each within a budget.
 
-    Everything is chosen on the validation items; the test items are only reported. Each finished point is written down in
+    Random directions of the same shapes, ranks and norms stand beside every method by weights, and methods are compared where
+    they have changed the model by as much, unless the file refuses it (`controls: false`). Everything is chosen on the
+    validation items; the test items are only reported. Each finished point is written down in
     `out`, so that the same call goes on after a kill. At the end `out` has `sweep.json`, `sweep.csv` and, where matplotlib
     is installed, `curves.png` and `pareto.png`.
 
@@ -68,7 +70,8 @@ def sweep(  # noqa: PLR0913 - all but the first two are keywords with defaults
         settings, folder = parse_sweep(config), Path()
     else:
         settings, folder = load_sweep(Path(config)), Path(config).parent
-    scorers = load_scorers(settings.measures, folder, Allowed(frozenset(allow_code), frozenset(key_env)))
+    allowed = Allowed(frozenset(allow_code), frozenset(key_env))
+    scorers = load_scorers(settings.measures, folder, allowed, settings.controls)
     with Lab(settings, folder, store or open_registry()) as lab:
         digests = {name: source.digest for name, source in lab.sources.items()}
         digest = sweep_digest(settings, folder, digests, lab.models)

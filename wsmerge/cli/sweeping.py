@@ -69,14 +69,16 @@ def sweep_command(
 ) -> None:
     """Measure methods at signed strengths, and pick one of each within a budget.
 
-    Strengths are chosen on the validation items; the table tells of the test items. A sweep that was killed goes on where
+    Strengths are chosen on the validation items; the table tells of the test items. Beside every direction stand random ones
+    of the same shapes, ranks and norms, and methods are compared at equal KL divergence from k = 0 (`controls: false` in
+    the file refuses both). A sweep that was killed goes on where
     it stopped. Writes `sweep.json`, `sweep.csv`, and plots where matplotlib is installed.
 
     Example: wsmerge sweep sycophancy.yaml --out results/
     """
     from wsmerge import api
     from wsmerge.steering.sweep.files import results_json
-    from wsmerge.steering.sweep.tables import picked_table, points_table, sentences
+    from wsmerge.steering.sweep.tables import comparison_table, picked_table, points_table, sentences
 
     output = Output(as_json=as_json)
     folder = out if out is not None else config.with_suffix("")
@@ -95,6 +97,9 @@ def sweep_command(
     output.table(*points_table(result), title=f"figures of the {result.shown} items")
     output.text("")
     output.table(*picked_table(result), title="picked on validation, figures of the test items with 95 % intervals")
+    if result.comparisons:
+        output.text("")
+        output.table(*comparison_table(result), title=f"at equal cost, of the {result.shown} items")
     for line in sentences(result):
         output.text(line)
     output.note(f"written to {folder}")

@@ -66,6 +66,7 @@ def sweep(lab: Path, out: Path, judge: Any, **options: Any) -> SweepResult:
             "text": {"role": "perplexity", "perplexity": PLAIN},
         },
         "pick": BUDGET,
+        "controls": False,
     }
     path = lab / f"{out.name}.yaml"
     path.write_text(json.dumps(fields))

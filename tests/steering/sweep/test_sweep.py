@@ -94,6 +94,7 @@ def settings(**fields: Any) -> dict[str, Any]:
         },
         "pick": {"measure": "agrees", "aim": "change", "capability_drop": 100, "coherence_drop": 100,
                  "valid_drop": 100, "perplexity_rise": 1e9},
+        "controls": False,
         **fields,
     }  # fmt: skip
 

@@ -14,6 +14,8 @@ The modules, in the order in which a sweep passes through them:
     identity     what decides the figures, as one digest
     journal      what has been measured so far, so that a killed sweep goes on
     lab          what the file names, opened
+    divergence   how far a model is from the one at k = 0, the cost that all methods have in common
+    equal_cost   methods compared where they cost as much
     running      all methods at all strengths
     picking      the largest effect within a budget
     results      what came of it

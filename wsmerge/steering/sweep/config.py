@@ -21,6 +21,7 @@
         role: perplexity
         perplexity: {validation: texts-1.txt, test: texts-2.txt}
     pick: {measure: sycophancy, aim: decrease, perplexity_rise: 5}
+    controls: {draws: 3, seed: 0}           # these hold where nothing is said; `controls: false` refuses them
 
 Paths are relative to the file. A choice, perplexity or answers measure has items for validation, on which everything is
 chosen, and others for test, on which nothing is.
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -47,14 +48,19 @@ from wsmerge.steering.sweep.measuring import Measure, one_of
 from wsmerge.steering.sweep.strengths import Grid, Settings, Strengths, strengths_of
 
 __all__ = [
+    "KL",
     "Activation",
     "AdapterSource",
+    "Controls",
     "MethodConfig",
     "Pick",
     "Repair",
     "SweepConfig",
     "SystemPrompts",
 ]
+
+KL: Final = "KL"
+"""The figure that says how far a model is from the one at k = 0, where there are controls."""
 
 Points = Annotated[Number, Field(ge=0)]
 """A share of items, in points of a hundred."""
@@ -178,6 +184,26 @@ class Repair(Settings):
     model: str
 
 
+class Controls(Settings):
+    """What methods are held against.
+
+    Attributes:
+        draws: random directions for every method by weights, with the shapes, ranks, spectra and norms of its own.
+        seed: of these.
+        text: a file of neutral passages, which the KL divergence from the model at k = 0 is taken on; None for bundled ones.
+    """
+
+    draws: Annotated[int, Field(ge=0, le=100)] = 3
+    seed: Annotated[int, Field(ge=0)] = 0
+    text: str | None = None
+
+
+def _as_controls(value: Any) -> Any:  # noqa: ANN401 - whatever YAML gave
+    if isinstance(value, bool):
+        return {} if value else None
+    return {"draws": value} if isinstance(value, int) else value
+
+
 class SweepConfig(Settings):
     """A sweep.
 
@@ -195,6 +221,7 @@ class SweepConfig(Settings):
         test: whether every strength is measured on the test items, or only the picked one.
         repair: a fine-tune to be repaired.
         evaluation: write an evaluation file of this name for each direction that a method uses alone.
+        controls: what methods are held against; None (`false` in the file) for nothing.
     """
 
     base: str
@@ -209,6 +236,7 @@ class SweepConfig(Settings):
     test: Literal["all", "picked"] = "all"
     repair: Repair | None = None
     evaluation: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    controls: Annotated[Controls | None, BeforeValidator(_as_controls)] = Controls()
 
     @property
     def target(self) -> str:
@@ -216,11 +244,22 @@ class SweepConfig(Settings):
         behaviours = [name for name, measure in self.measures.items() if measure.role == "behaviour"]
         return self.pick.measure or behaviours[0]
 
+    @property
+    def shown(self) -> Literal["validation", "test"]:
+        """The items that curves and comparisons are told of: those of test where every strength is measured on them."""
+        return "test" if self.test == "all" else "validation"
+
     def strengths(self, method: MethodConfig) -> tuple[float, ...]:
         """The strengths that `method` is measured at, 0 left out."""
         if method.system_prompt is not None:
             return (-1.0, 1.0)
         return strengths_of(self.k if method.k is None else method.k)
+
+    def random_names(self, method: MethodConfig) -> tuple[str, ...]:
+        """The labels of the random directions beside `method`; none where it does not change weights."""
+        if self.controls is None or (method.weights is None and method.adapter is None):
+            return ()
+        return tuple(f"{method.name}, random {draw + 1}" for draw in range(self.controls.draws))
 
     def stops(self, method: MethodConfig) -> bool:
         """Whether strengths of `method` beyond the first that is over the budget are left out."""
@@ -229,7 +268,7 @@ class SweepConfig(Settings):
 
     @model_validator(mode="after")
     def _check_together(self) -> SweepConfig:
-        labels = [method.name for method in self.methods]
+        labels = [label for method in self.methods for label in (method.name, *self.random_names(method))]
         problems = [
             f"methods: two are called {label!r}; give one a label" for label in {*labels} if labels.count(label) > 1
         ]
@@ -241,6 +280,8 @@ class SweepConfig(Settings):
             for taken in (f"{name} {figure}" for figure in measure.further_figures)
             if taken in self.measures
         ]
+        if self.controls is not None and KL in self.measures:
+            problems.append(f"measures: {KL!r} is the distance from k = 0; give the measure another name")
         problems += [
             f"methods: {method.name}: no strength other than 0"
             for method in self.methods

@@ -16,7 +16,7 @@ from wsmerge.steering.sweep.config import SweepConfig
 __all__ = ["sweep_digest"]
 
 # Which strengths are measured and what is picked decide no figure, nor does how a judge is reached.
-_FREE = {"k", "pick", "test", "evaluation"}
+_FREE = {"k", "pick", "test", "evaluation", "controls"}
 _FREE_OF_MEASURES = {"__all__": {"answers": {"score": {"judge": {*FREE_OF_SCORES}}}}}
 
 
@@ -41,6 +41,7 @@ def sweep_digest(config: SweepConfig, folder: Path, directions: Mapping[str, str
         canonical_json(
             {
                 "settings": settings,
+                "controls": config.controls and {"seed": config.controls.seed, "text": config.controls.text},
                 "files": {name: _sha256(folder / name) for name in sorted(set(_files(config)))},
                 "directions": dict(directions),
                 "models": {name: file_sizes(path) for name, path in models.items()},
@@ -57,6 +58,8 @@ def _files(config: SweepConfig) -> Iterator[str]:
         for part in (measure.choice, measure.answers, measure.perplexity):
             if part is not None:
                 yield from (part.validation, part.test)
+    if config.controls is not None and config.controls.text is not None:
+        yield config.controls.text
 
 
 def _sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from wsmerge.steering.extraction import extract_deltas
 from wsmerge.steering.held import Steering
 from wsmerge.steering.loading import load_model, load_tokenizer
 from wsmerge.steering.pairs import Pair, load_pairs
+from wsmerge.steering.similarity.nulls import NullDirection
 from wsmerge.steering.sweep.config import Activation, MethodConfig, SweepConfig
 from wsmerge.steering.sweep.items import spread
 from wsmerge.steering.sweep.results import FINE_TUNE
@@ -52,6 +54,7 @@ class Lab(Closing):
         self._folder = folder
         self._store = store
         self.sources: dict[str, DeltaSource] = {}
+        self._random: dict[str, DeltaSource] = {}
         self.models: dict[str, Path] = {_BASE: self._located(config.base, config.revision)}
         activations = [method.activation for method in config.methods if method.activation is not None]
         self._pairs = {settings.pairs: _contrasting(folder / settings.pairs) for settings in activations}
@@ -82,17 +85,19 @@ class Lab(Closing):
 
     def contestants(self) -> list[Contestant]:
         """The methods, each to be made once the model is needed."""
-        return [
-            Contestant(
-                method.name,
-                self._config.strengths(method),
-                partial(self._make, method),
-                self._candidates(method.activation),
-                method.activation.choose_at if method.activation is not None else 1.0,
-                self._config.stops(method),
+        found: list[Contestant] = []
+        for method in self._config.methods:
+            strengths, stops = self._config.strengths(method), self._config.stops(method)
+            choose_at = method.activation.choose_at if method.activation is not None else 1.0
+            candidates = self._candidates(method.activation)
+            found.append(
+                Contestant(method.name, strengths, partial(self._make, method), candidates, choose_at, stops=stops)
             )
-            for method in self._config.methods
-        ]
+            for label in self._config.random_names(method):
+                # The layer is that of activation steering, which has no random directions.
+                make = partial(lambda method, label, _: self._weights(method, label), method, label)
+                found.append(Contestant(label, strengths, make, stops=stops, control_of=method.name))
+        return found
 
     def _open(self, stack: ExitStack) -> None:
         config = self._config
@@ -109,6 +114,10 @@ class Lab(Closing):
                 if name not in self.sources:
                     opened = open_reference(self._reference(name), self._store)
                     self.sources[name] = stack.enter_context(opened)
+            for draw, label in enumerate(config.random_names(method)):
+                for name in _directions(method):
+                    seed = config.controls.seed if config.controls is not None else 0
+                    self._random[_random_name(label, name)] = NullDirection(self.sources[name], seed=seed, draw=draw)
 
     def _located(self, text: str, revision: str | None = None) -> Path:
         """A model's folder: relative to the sweep file, else as anywhere."""
@@ -132,7 +141,7 @@ class Lab(Closing):
 
     @cached_property
     def _steering(self) -> Steering:
-        return self._stack.enter_context(Steering(self._plain.model, self.sources))
+        return self._stack.enter_context(Steering(self._plain.model, {**self.sources, **self._random}))
 
     def _candidates(self, settings: Activation | None) -> tuple[int, ...]:
         if settings is None or settings.layer != "choose":
@@ -150,10 +159,14 @@ class Lab(Closing):
             if isinstance(chosen, int):
                 return ActivationSteering.at_layer(method.name, differences, chosen)
             return ActivationSteering.at_all_layers(method.name, differences)
-        if method.adapter is not None:
-            sign = -1.0 if method.adapter.negated else 1.0
-            return WeightSteering(method.name, self._steering, {method.adapter.path: sign})
-        return WeightSteering(method.name, self._steering, method.weights or {})
+        return self._weights(method, None)
+
+    def _weights(self, method: MethodConfig, random: str | None) -> Method:
+        """A method by weights, with its own directions or with the random ones of a label in their places."""
+        weights = _directions(method)
+        if random is not None:
+            weights = {_random_name(random, name): weight for name, weight in weights.items()}
+        return WeightSteering(random or method.name, self._steering, weights)
 
     def _difference(self, settings: Activation) -> torch.Tensor:
         key = settings.pairs, settings.items
@@ -162,6 +175,17 @@ class Lab(Closing):
             chosen = pairs if settings.items is None else spread(pairs, settings.items)
             self._differences[key] = response_difference(self.subject, chosen, batch_size=self._config.batch_size)
         return self._differences[key]
+
+
+def _directions(method: MethodConfig) -> dict[str, Any]:
+    """The directions that a method adds, by what the file calls them, and their weights."""
+    if method.adapter is not None:
+        return {method.adapter.path: -1.0 if method.adapter.negated else 1.0}
+    return method.weights or {}
+
+
+def _random_name(label: str, name: str) -> str:
+    return f"{label}: {name}"
 
 
 def _contrasting(path: Path) -> list[Pair]:

@@ -15,6 +15,8 @@ from wsmerge.steering.evaluation import score_choices, text_losses
 from wsmerge.steering.named import NOTHING, Allowed
 from wsmerge.steering.pairs import Pair, load_pairs
 from wsmerge.steering.sweep.answers import AnswerScorer, check_score
+from wsmerge.steering.sweep.config import KL, Controls
+from wsmerge.steering.sweep.divergence import DivergenceScorer, load_neutral
 from wsmerge.steering.sweep.items import Split, Splits, load_passages, load_prompts, load_splits
 from wsmerge.steering.sweep.journal import Figures, Notes
 from wsmerge.steering.sweep.measuring import Answers, Measure, Role
@@ -62,8 +64,10 @@ class PassageScorer:
         return {"": Samples("perplexity", "perplexity", losses.nats, losses.tokens.astype(np.float64))}
 
 
-def load_scorers(measures: Mapping[str, Measure], folder: Path, allowed: Allowed = NOTHING) -> dict[str, Scorer]:
-    """Scorers for `measures`, by name; files are relative to `folder`.
+def load_scorers(
+    measures: Mapping[str, Measure], folder: Path, allowed: Allowed = NOTHING, controls: Controls | None = None
+) -> dict[str, Scorer]:
+    """Scorers for `measures`, by name, and for the distance that methods are compared at; files are relative to `folder`.
 
     Raises:
         UsageError: files that cannot be read, or have bad rows; functions that are not there or not allowed; a judge's
@@ -76,6 +80,11 @@ def load_scorers(measures: Mapping[str, Measure], folder: Path, allowed: Allowed
             found[name] = _scorer(settings, folder, allowed)
         except WsmergeError as error:
             problems.add(f"measures.{name}: {error}")
+    if controls is not None:
+        try:
+            found[KL] = DivergenceScorer(load_neutral(folder / controls.text if controls.text else None))
+        except WsmergeError as error:
+            problems.add(f"controls.text: {error}")
     problems.raise_if_any(UsageError, "measures that cannot be taken")
     return found
 

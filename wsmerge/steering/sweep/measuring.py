@@ -35,7 +35,8 @@ from wsmerge.steering.judging.config import JudgeSettings
 
 __all__ = ["Answers", "AnswersJudge", "Choice", "Measure", "Passages", "Role", "Score", "Task", "one_of"]
 
-Role: TypeAlias = Literal["behaviour", "capability", "coherence", "valid", "perplexity"]
+Role: TypeAlias = Literal["behaviour", "capability", "coherence", "valid", "perplexity", "distance"]
+"""What a figure means to the pick; `distance`, how far the model is from where it began, has no budget and no measure."""
 
 
 def one_of(settings: BaseModel, keys: Sequence[str]) -> None:
@@ -204,6 +205,8 @@ class Measure(_Part):
     @model_validator(mode="after")
     def _check(self) -> Measure:
         one_of(self, ("choice", "answers", "perplexity", "task"))
+        if self.role == "distance":
+            raise ValueError("the distance is measured by itself: see `controls` at the top of the file")
         if (self.role == "perplexity") != (self.perplexity is not None):
             raise ValueError("role perplexity and a perplexity go together")
         if self.choice is not None and self.choice.value == "margin" and self.role != "behaviour":

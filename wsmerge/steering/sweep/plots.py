@@ -26,7 +26,7 @@ _WIDTH: Final = 5.2
 
 def write_plots(result: SweepResult, out: Path) -> list[Path]:
     """Write `curves.png` and `pareto.png` into `out`; of the test items where all strengths were measured on them."""
-    names = list(result.points[0].figures)
+    names = list(result.figures)
     curves = Canvas(figsize=(_WIDTH * min(3, len(names)), 4.0 * -(-len(names) // 3)), layout="constrained")
     FigureCanvasAgg(curves)
     axes = curves.subplots(-(-len(names) // 3), min(3, len(names)), squeeze=False).flatten()
@@ -62,8 +62,13 @@ def _plot_curves(axes: Axes, result: SweepResult, name: str) -> None:
     for method in result.methods:
         points = [point for point in result.curve(method, result.shown) if name in point.figures]
         ks, figures = [point.key.strength for point in points], [point.figures[name] for point in points]
-        line = axes.plot(ks, [figure.value.value for figure in figures], marker="o", markersize=3, label=method)[0]
-        low, high = [figure.value.low for figure in figures], [figure.value.high for figure in figures]
+        values = [figure.value.value for figure in figures]
+        if method in result.random:  # thin, and behind the others
+            axes.plot(ks, values, color="grey", linewidth=0.8, zorder=1, label=_random_label(result, method))
+            continue
+        line = axes.plot(ks, values, marker="o", markersize=3, label=method)[0]
+        edges = [(figure.value.low, figure.value.high) for figure in figures]
+        low, high = ([edge if math.isfinite(edge) else math.nan for edge in side] for side in zip(*edges, strict=True))
         axes.fill_between(ks, low, high, color=line.get_color(), alpha=0.12)
         for picked in result.picks:
             if picked.method == method and picked.strength in ks:
@@ -81,7 +86,14 @@ def _plot_front(axes: Axes, result: SweepResult) -> None:
     points = front_points(result)
     for method in result.methods:
         mine = [(cost, effect) for cost, effect, point in points if point.key.method == method]
-        axes.scatter([cost for cost, _ in mine], [effect for _, effect in mine], s=22, label=method)
+        random = method in result.random
+        axes.scatter(
+            [cost for cost, _ in mine],
+            [effect for _, effect in mine],
+            s=8 if random else 22,
+            color="grey" if random else None,
+            label=_random_label(result, method) if random else method,
+        )
     front = pareto_front([(cost, effect, (cost, effect)) for cost, effect, _ in points])
     axes.step([cost for cost, _ in front], [effect for _, effect in front], where="post", color="grey", linewidth=1)
     axes.set_xscale("symlog", linthresh=1.0)
@@ -89,6 +101,11 @@ def _plot_front(axes: Axes, result: SweepResult) -> None:
     axes.set(xlabel="largest cost: points lost, or percent of perplexity", ylabel=f"effect on {result.config.target}")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
+
+
+def _random_label(result: SweepResult, method: str) -> str:
+    """Random directions stand in the legend once."""
+    return "random directions" if method == min(result.random, key=result.methods.index) else "_nolegend_"
 
 
 def _all(result: SweepResult, name: str) -> Sequence[Figure]:

@@ -15,6 +15,7 @@ from wsmerge.steering.settings_files import read_yaml, validated
 from wsmerge.steering.sweep.config import (
     Activation,
     AdapterSource,
+    Controls,
     MethodConfig,
     Pick,
     Repair,
@@ -44,6 +45,7 @@ _BELOW: Final[Mapping[str, type[BaseModel]]] = {
     "task": Task,
     "pick": Pick,
     "repair": Repair,
+    "controls": Controls,
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from wsmerge.steering.bootstrap import Interval
 from wsmerge.steering.sweep.config import SweepConfig
+from wsmerge.steering.sweep.equal_cost import Comparison
 from wsmerge.steering.sweep.items import Split
 from wsmerge.steering.sweep.journal import PointKey
 from wsmerge.steering.sweep.measuring import Role
@@ -36,8 +37,8 @@ class Figure:
 
     @property
     def cost(self) -> float:
-        """What the change costs: points that were lost, or percent by which a perplexity rose; 0 for a behaviour."""
-        if self.role == "behaviour":
+        """What the change costs: points that were lost, or percent by which a perplexity rose; 0 for a behaviour and a distance."""
+        if self.role in {"behaviour", "distance"}:
             return 0.0
         return 100 * (self.change.value if self.kind == "perplexity" else -self.change.value)
 
@@ -79,12 +80,14 @@ class SweepResult:
         points: everything that was measured: the models that methods are compared with first, then method by method.
         picks: a strength for each method.
         layers: the layer that was chosen, by the method's label.
+        comparisons: methods with a pick against all others, at equal cost, on the items that are shown.
     """
 
     config: SweepConfig
     points: tuple[Point, ...]
     picks: tuple[Picked, ...]
     layers: Mapping[str, int]
+    comparisons: tuple[Comparison, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -93,17 +96,28 @@ class SweepResult:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods' labels, in the file's order."""
-        return tuple(method.name for method in self.config.methods)
+        """The methods' labels, in the file's order, each followed by its random directions."""
+        config = self.config
+        return tuple(label for one in config.methods for label in (one.name, *config.random_names(one)))
+
+    @property
+    def random(self) -> frozenset[str]:
+        """The labels of random directions."""
+        return frozenset(self.methods) - {method.name for method in self.config.methods}
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of all figures."""
+        return tuple(next(point for point in self.points if point.key.method == self.reference).figures)
 
     @property
     def shown(self) -> Split:
         """The split whose curves are told: `test` where every strength was measured on it."""
-        return "test" if self.config.test == "all" else "validation"
+        return self.config.shown
 
     def unmeasured(self, method: str) -> tuple[float, ...]:
         """The strengths of a method that were left out, since smaller ones of the same sign are over the budget."""
-        named = next(one for one in self.config.methods if one.name == method)
+        named = next(one for one in self.config.methods if method in (one.name, *self.config.random_names(one)))
         measured = {point.key.strength for point in self.points if point.key.method == method}
         return tuple(strength for strength in self.config.strengths(named) if strength not in measured)
 

@@ -16,7 +16,9 @@ from typing import TypeAlias
 from wsmerge.errors import NonFiniteError, UsageError
 from wsmerge.steering.baselines.method import Method, Subject
 from wsmerge.steering.sweep.answers import UnjudgedError
-from wsmerge.steering.sweep.config import SweepConfig
+from wsmerge.steering.sweep.config import KL, SweepConfig
+from wsmerge.steering.sweep.divergence import DivergenceScorer
+from wsmerge.steering.sweep.equal_cost import Comparison, Curve, compare, curves_of
 from wsmerge.steering.sweep.items import Split
 from wsmerge.steering.sweep.journal import Journal, PointKey
 from wsmerge.steering.sweep.measures import Scorer, measure
@@ -41,6 +43,7 @@ class Contestant:
         candidates: layers to choose from; empty where there is nothing to choose.
         choose_at: the strength, above 0, at which layers are tried.
         stops: whether strengths beyond the first that is over the budget are left out, each sign apart.
+        control_of: the method that this is a random direction for; None of the methods themselves.
     """
 
     label: str
@@ -49,6 +52,7 @@ class Contestant:
     candidates: tuple[int, ...] = ()
     choose_at: float = 1.0
     stops: bool = False
+    control_of: str | None = None
     _made: dict[int | None, Method] = field(default_factory=dict)
 
     def method(self, layer: int | None) -> Method:
@@ -110,7 +114,8 @@ class Sweep:
         for picked in picks:
             if picked.strength != 0:
                 self._measure(by_label[picked.method], picked.strength, "test")
-        return SweepResult(self._config, tuple(self._points()), picks, dict(self._layers))
+        comparisons = tuple(self._comparisons(by_label, picks))
+        return SweepResult(self._config, tuple(self._points()), picks, dict(self._layers), comparisons)
 
     @property
     def _reference(self) -> str:
@@ -164,6 +169,64 @@ class Sweep:
             self._order.append(key)
             self._take(key, partial(self._applied, contestant, key))
 
+    def _comparisons(self, contestants: Mapping[str, Contestant], picks: Sequence[Picked]) -> Iterator[Comparison]:
+        """Every method with a pick against its random directions and the other methods, at what the pick costs."""
+        reference = self._journal.points[PointKey(self._reference, 0.0, self._config.shown)]
+        target = reference[self._config.target]
+        by_perplexity = (name for name, samples in reference.items() if samples.kind == "perplexity")
+        figure = KL if KL in reference else next(by_perplexity, None)
+        if figure is None or target.kind == "perplexity":
+            return
+        for picked in picks:
+            if picked.strength == 0 or contestants[picked.method].control_of is not None:
+                continue
+            own = [one for one in self._curves(picked.method, figure) if picked.strength in one.strengths]
+            cost = own[0].costs[own[0].strengths.index(picked.strength)] if own else 0.0
+            for other in contestants.values():
+                if other.label == picked.method or other.control_of not in {None, picked.method} or cost <= 0:
+                    continue
+                if other.control_of is not None:
+                    self._extend(other, figure, cost)
+                theirs = self._curves(other.label, figure)
+                if theirs:
+                    yield compare(
+                        (picked.method, other.label),
+                        own[0],
+                        theirs,
+                        cost=(figure, cost),
+                        towards=self._towards(target),
+                        samples=target,
+                    )
+
+    def _extend(self, control: Contestant, figure: str, cost: float) -> None:
+        """Measure a random direction at larger strengths, of each sign, until it costs as much as what it is held against."""
+        for sign in (-1, 1):
+            strength = max((sign * key.strength for key in self._measured(control.label)), default=0.0)
+            strength = max(strength, 0.5)
+            for _ in range(_DOUBLINGS):
+                curves = [one for one in self._curves(control.label, figure) if sign * one.strengths[-1] > 0]
+                costs = curves[0].costs if curves else (0.0,)
+                if max(costs) >= cost or costs[-1] < max(costs):  # reached, or grows no further
+                    break
+                strength *= 2
+                self._measure(control, sign * strength, self._config.shown)
+
+    def _measured(self, label: str) -> list[PointKey]:
+        """The points of a method on the items that are shown."""
+        return [key for key in self._order if (key.method, key.split) == (label, self._config.shown)]
+
+    def _curves(self, label: str, figure: str) -> list[Curve]:
+        points = {key.strength: self._journal.points[key] for key in self._measured(label)}
+        reference = self._journal.points[PointKey(self._reference, 0.0, self._config.shown)]
+        return curves_of(points, reference, self._config.target, figure)
+
+    def _towards(self, target: Samples) -> float:
+        """The sign of the change of the target that is aimed at; 0 for either."""
+        if self._config.pick.aim == "restore":
+            original = self._journal.points[PointKey(BASE, 0.0, self._config.shown)][self._config.target]
+            return math.copysign(1.0, original.interval.value - target.interval.value)
+        return {"increase": 1.0, "decrease": -1.0}.get(self._config.pick.aim, 0.0)
+
     def _applied(self, contestant: Contestant, key: PointKey) -> AbstractContextManager[Subject]:
         layer = key.layer if key.layer is not None else self._layers.get(contestant.label)
         return contestant.method(layer).apply(self._subject(), key.strength)
@@ -180,6 +243,11 @@ class Sweep:
             if self._progress is not None:
                 self._progress(key)
             scorers = {name: scorer for name, scorer in self._scorers.items() if only in (None, name)}
+            if key.method == BASE and self._reference != BASE:
+                scorers.pop(KL, None)  # changes are taken from the fine-tune, which is not opened yet
+            for scorer in scorers.values():
+                if isinstance(scorer, DivergenceScorer):
+                    scorer.remember(self._subject(), key.split, self._config.batch_size)
             try:
                 with opened() as subject:
                     notes = partial(self._journal.notes, key)
@@ -216,5 +284,8 @@ class Sweep:
 def _same(subject: Subject) -> Callable[[], AbstractContextManager[Subject]]:
     return lambda: nullcontext(subject)
 
+
+_DOUBLINGS = 6
+"""Of a random direction's largest strength: its KL grows about with the square, and comes to 4,000 times as much."""
 
 _SPLITS: tuple[Split, Split] = ("validation", "test")

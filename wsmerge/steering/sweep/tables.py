@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from wsmerge.steering.bootstrap import Interval
+from wsmerge.steering.sweep.config import KL
 from wsmerge.steering.sweep.picking import is_affordable
 from wsmerge.steering.sweep.results import BASE, Figure, Point, SweepResult
 
-__all__ = ["Table", "picked_table", "points_table", "sentences"]
+__all__ = ["Table", "comparison_table", "picked_table", "points_table", "sentences"]
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Headings, and rows of cells."""
@@ -17,7 +18,7 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def points_table(result: SweepResult) -> Table:
     """Every point of the split that is shown: its figures, and whether it is within the budget."""
-    names = tuple(result.points[0].figures)
+    names = result.figures
     rows = []
     for point in result.points:
         if point.key.split == result.shown:
@@ -28,7 +29,7 @@ def points_table(result: SweepResult) -> Table:
 
 def picked_table(result: SweepResult) -> Table:
     """The models as they are, and each method at its picked strength, on the test items with intervals."""
-    names = tuple(result.points[0].figures)
+    names = result.figures
     rows = []
     labels = [(label, 0.0) for label in dict.fromkeys((BASE, result.reference))]
     picked = [(one.method, one.strength) for one in result.picks if one.strength != 0]
@@ -40,8 +41,25 @@ def picked_table(result: SweepResult) -> Table:
     return ("method", "k", *names), rows
 
 
+def comparison_table(result: SweepResult) -> Table:
+    """Methods with a pick against random directions and other methods, at equal cost."""
+    rows = [
+        (
+            one.method,
+            one.other,
+            f"{one.cost:.3g} {'nats' if one.measured_by == KL else '%'}",
+            *(f"{k:+.3g}" for k in one.strengths),
+            *(f"{effect:+.3g}" for effect in one.effects),
+            f"{one.difference.value:+.3g} [{one.difference.low:+.3g}, {one.difference.high:+.3g}]",
+        )
+        for one in result.comparisons
+    ]
+    cost = result.comparisons[0].measured_by if rows else KL
+    return ("method", "against", cost, "k", "its k", "effect", "its effect", "difference"), rows
+
+
 def sentences(result: SweepResult) -> Iterator[str]:
-    """What was picked, in words."""
+    """What was picked, and how it stands against random directions, in words."""
     for picked in result.picks:
         layer = f" at layer {result.layers[picked.method]}" if picked.method in result.layers else ""
         moves = ""
@@ -58,6 +76,15 @@ def sentences(result: SweepResult) -> Iterator[str]:
             )
         else:
             yield f"{picked.method}{layer}: nothing is picked: no strength has an effect within the budget"
+    for method in dict.fromkeys(one.method for one in result.comparisons):
+        against = [one for one in result.comparisons if one.method == method and one.other in result.random]
+        if against:
+            apart = sum(one.difference.low > 0 for one in against)
+            yield (
+                f"{method}: at equal {against[0].measured_by} its effect is {against[0].effects[0]:.3g}, that of random "
+                f"directions at most {max(one.effects[1] for one in against):.3g}; it is larger than {apart} of {len(against)}, "
+                "by intervals without 0"
+            )
     for method in result.methods:
         if left := result.unmeasured(method):
             told = " and ".join(f"k = {end:+g}" for end in _ends(result, method, left))
@@ -79,13 +106,15 @@ def _affordable(point: Point, result: SweepResult) -> str:
 
 def _value(point: Point, name: str) -> str:
     figure = point.figures.get(name)
-    return "not finite" if figure is None else _number(figure, figure.value.value)
+    if figure is None:
+        return "" if point.figures else "not finite"
+    return _number(figure, figure.value.value)
 
 
 def _with_interval(point: Point, name: str) -> str:
     figure = point.figures.get(name)
     if figure is None:
-        return "not finite"
+        return "" if point.figures else "not finite"
     interval: Interval = figure.value
     return f"{_number(figure, interval.value)} [{_number(figure, interval.low)}, {_number(figure, interval.high)}]"
 

@@ -1,0 +1,150 @@
+"""Methods compared at equal cost: what each reaches where both have changed the model by as much.
+
+A method has a curve for each sign of k: from k = 0, which costs nothing and changes nothing, through its measured strengths.
+Between two of them cost and change of every item are taken as linear in k, so that two curves can be read at one cost. The
+difference of the two readings is paired, item by item; its interval takes the cost as given.
+
+Of the other method the sign with the larger effect is taken, which is in its favour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from wsmerge.steering.bootstrap import Interval, change_interval, mean_interval
+from wsmerge.steering.sweep.samples import Samples
+
+__all__ = ["Comparison", "Curve", "Reading", "compare", "curves_of", "reading_at"]
+
+Float64 = npt.NDArray[np.float64]
+
+
+class Curve(NamedTuple):
+    """One sign of one method, from k = 0 outwards.
+
+    Attributes:
+        strengths: k.
+        costs: at each strength.
+        changes: of the target's items, strengths x items; NaN where an item has no value.
+    """
+
+    strengths: tuple[float, ...]
+    costs: tuple[float, ...]
+    changes: Float64
+
+
+class Reading(NamedTuple):
+    """A curve at one cost."""
+
+    strength: float
+    changes: Float64
+
+    @property
+    def change(self) -> float:
+        """The target's mean change."""
+        return float(np.nanmean(self.changes))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two methods at one cost.
+
+    Attributes:
+        method: the one whose picked strength gives the cost, or the largest cost that the other reaches if that is less.
+        other: what it is compared with.
+        measured_by: the figure that is the cost.
+        cost: of both; nats of KL, or percent of perplexity.
+        strengths: k of each, interpolated.
+        effects: what each changes the target by at this cost, towards the aim.
+        difference: the first effect less the second.
+    """
+
+    method: str
+    other: str
+    measured_by: str
+    cost: float
+    strengths: tuple[float, float]
+    effects: tuple[float, float]
+    difference: Interval
+
+
+def curves_of(
+    points: Mapping[float, Mapping[str, Samples]], reference: Mapping[str, Samples], target: str, cost: str
+) -> list[Curve]:
+    """The curves of both signs that have been measured.
+
+    Args:
+        points: figures by strength; those without the two that are needed are left out, with all beyond them.
+        reference: figures at k = 0.
+        target: the figure whose change is the effect.
+        cost: the figure that is the cost.
+    """
+    curves = []
+    for sign in (-1, 1):
+        ks, costs, changes = [0.0], [0.0], [np.zeros_like(reference[target].values)]
+        for k in sorted((k for k in points if sign * k > 0), key=abs):
+            found = points[k]
+            if target not in found or cost not in found:
+                break
+            ks.append(k)
+            change = found[cost].change_from(reference[cost]).value
+            costs.append(100 * change if found[cost].kind == "perplexity" else change)
+            changes.append(found[target].values - reference[target].values)
+        if len(ks) > 1:
+            curves.append(Curve(tuple(ks), tuple(costs), np.stack(changes)))
+    return curves
+
+
+def reading_at(curve: Curve, cost: float) -> Reading:
+    """Where the curve first comes to `cost`, from k = 0 on; its costliest point where it never does."""
+    for place in range(1, len(curve.costs)):
+        low, high = curve.costs[place - 1 : place + 1]
+        if low <= cost <= high and low < high:
+            part = (cost - low) / (high - low)
+            ends = zip(curve.strengths[place - 1 : place + 1], curve.changes[place - 1 : place + 1], strict=True)
+            (k, before), (next_k, after) = ends
+            return Reading(k + part * (next_k - k), (1 - part) * before + part * after)
+    most = int(np.argmax(curve.costs))
+    return Reading(curve.strengths[most], curve.changes[most])
+
+
+def compare(
+    methods: tuple[str, str],
+    ours: Curve,
+    theirs: Sequence[Curve],
+    *,
+    cost: tuple[str, float],
+    towards: float,
+    samples: Samples,
+) -> Comparison:
+    """Compare one curve with the better of another method's, both read at the cost or at the largest that one reaches.
+
+    Args:
+        methods: their labels.
+        ours: the curve of the first.
+        theirs: those of the second, one for each sign.
+        cost: the figure that it is, and how much.
+        towards: 1 where the target is to rise, -1 where it is to fall, 0 where either is wanted.
+        samples: of the target, whose kind and clusters decide the interval.
+    """
+
+    def effect(reading: Reading) -> float:
+        return towards * reading.change if towards else abs(reading.change)
+
+    figure, most = cost
+    best = max(theirs, key=lambda curve: effect(reading_at(curve, min(most, max(curve.costs)))))
+    level = min(most, max(ours.costs), max(best.costs))
+    readings = reading_at(ours, level), reading_at(best, level)
+    signs = [towards or np.sign(reading.change) for reading in readings]
+    gaps = signs[0] * readings[0].changes - signs[1] * readings[1].changes
+    known = ~np.isnan(gaps)
+    clusters = None if samples.clusters is None else samples.clusters[known]
+    of_shares = samples.kind == "share" and np.abs(gaps[known]).max() <= 1
+    difference = (change_interval if of_shares else mean_interval)(gaps[known], clusters)
+    ks, effects = (readings[0].strength, readings[1].strength), (effect(readings[0]), effect(readings[1]))
+    return Comparison(*methods, figure, level, ks, effects, difference)
