@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+import wsmerge
+from tests.steering.pairs.made import TRAIT
 from tests.steering.tiny import TEMPLATE, save_tiny_base, tiny_model, tiny_tokenizer
+from tests.steering.training.made import write_config
+from wsmerge.cli.app import app
 from wsmerge.errors import UsageError
 from wsmerge.steering.chat import answer_ids, bind_template_args, conversation_ids, prompt_ids, turn_end
+from wsmerge.steering.evaluation import generate
 from wsmerge.steering.generation import Generator
-from wsmerge.steering.loading import load_tokenizer
+from wsmerge.steering.loading import load_model, load_tokenizer
 
+PROMPT = "Is it so?"
 REFUSING = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -95,3 +105,54 @@ def test_arguments_that_the_template_does_not_read(name):
     with pytest.raises(UsageError, match="no such arguments") as caught:
         bind_template_args(with_template(THINKING), {name: False})
     assert caught.value.details == (name,)
+
+
+@pytest.fixture
+def thinking(tmp_path: Path) -> Path:
+    folder = save_tiny_base(tmp_path / "base")
+    with_template(THINKING).save_pretrained(folder)
+    return folder
+
+
+def unthinking(base: Path) -> list[str]:
+    """What the base answers where the prompt always ends as the template ends it with `enable_thinking: false`."""
+    tokenizer = with_template(THINKING.replace("enable_thinking is defined and not enable_thinking", "true"))
+    return generate(load_model(base), tokenizer, [PROMPT], max_new_tokens=6)
+
+
+def test_every_command_takes_arguments_of_the_template_and_records_them(thinking, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = {"enable_thinking": False}
+    options = wsmerge.AnswerOptions(max_new_tokens=6, template_args=args)
+    [found] = wsmerge.answers(str(thinking), {}, [PROMPT], options=options)
+    assert list(found.texts) == unthinking(thinking)
+    assert list(found.texts) != [next(iter(wsmerge.answers(str(thinking), {}, [PROMPT]))).texts[0]]
+    with wsmerge.chat(thinking, {}, template_args=args, options=wsmerge.ChatOptions(max_new_tokens=6)) as conversation:
+        assert conversation.answer(PROMPT, lambda _: None) == found.texts[0]
+    done = CliRunner().invoke(
+        app,
+        ["steer", str(thinking), PROMPT, "--template-arg", "enable_thinking=false", "--max-new-tokens", "6", "--json"],
+    )
+    assert json.loads(done.stdout)[0]["answer"] == found.texts[0]
+
+    write_config(tmp_path / "training", steps=1, template_args=args)
+    with wsmerge.train(tmp_path / "training/train.yaml", base=thinking, to=tmp_path / "direction") as direction:
+        assert all(pole.training["template_args"] == args for pole in direction.manifest.poles)
+    (tmp_path / "trait.yaml").write_text(yaml.safe_dump({**TRAIT, "samples": 1, "template_args": args}))
+    made = wsmerge.make_pairs("trait.yaml", "pairs", model=thinking)
+    assert made.report["trait"]["template_args"] == args
+    (tmp_path / "trait.yaml").write_text(yaml.safe_dump({**TRAIT, "samples": 1}))
+    with pytest.raises(UsageError, match="other settings"):
+        wsmerge.make_pairs("trait.yaml", "pairs", model=thinking)
+
+    answers = {"validation": "p.jsonl", "test": "p.jsonl", "score": {"regex": f"^{re.escape(found.texts[0])}$"}}
+    (tmp_path / "p.jsonl").write_text(json.dumps({"id": "p", "prompt": PROMPT}))
+    fields = {
+        "base": str(thinking),
+        "template_args": args,
+        "methods": [{"system_prompt": {"plus": "a", "minus": "b"}}],
+        "measures": {"same": {"role": "behaviour", "answers": {**answers, "max_new_tokens": 6}}},
+    }
+    result = wsmerge.sweep(fields, tmp_path / "out", plots=False)
+    assert {point.figures["same"].value.value for point in result.points if point.key.method == "base"} == {1}
+    assert json.loads((tmp_path / "out/sweep.json").read_text())["settings"]["template_args"] == args

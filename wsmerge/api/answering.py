@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from wsmerge.api.references import WeightLike, opened
 from wsmerge.engine.locate import locate_model
@@ -21,6 +22,7 @@ class AnswerOptions:
         max_new_tokens: where an answer is cut.
         system: a system message; None for the model's own, if any.
         batch_size: prompts read at once.
+        template_args: arguments of the model's chat template, such as `{"enable_thinking": False}`.
         dtype: what the model computes in; `auto` is bfloat16 on a GPU and float32 elsewhere.
         device: as torch names it.
     """
@@ -28,6 +30,7 @@ class AnswerOptions:
     max_new_tokens: int = 256
     system: str | None = None
     batch_size: int = 8
+    template_args: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "auto"
     device: str = "cpu"
 
@@ -86,7 +89,7 @@ def answers(
     folder = locate_model(base)
     with opened(weights, store or open_registry()) as found:
         model = load_model(folder, dtype=options.dtype, device=options.device)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, options.template_args)
         with Steering(model, found) as steering:
             method = WeightSteering("weights", steering, weights)
             for strength in times:

@@ -91,6 +91,7 @@ def chat(
     directions: Mapping[str, float],
     *,
     options: ChatOptions | None = None,
+    template_args: Mapping[str, Any] | None = None,
     dtype: str = "auto",
     device: str = "cpu",
     store: Registry | None = None,
@@ -104,6 +105,7 @@ def chat(
         base: the model: a checkpoint folder, or a Hub id.
         directions: reference of each direction, and its coefficient at first.
         options: how answers are made.
+        template_args: arguments of the model's chat template, such as `{"enable_thinking": False}`.
         dtype: what the model computes in; `auto` is bfloat16 on a GPU and float32 elsewhere.
         device: as torch names it.
         store: where references are looked up.
@@ -119,7 +121,7 @@ def chat(
 
     folder = locate_model(str(base))
     with opened(directions, store or open_registry()) as found:
-        model, tokenizer = load_model(folder, dtype=dtype, device=device), load_tokenizer(folder)
+        model, tokenizer = load_model(folder, dtype=dtype, device=device), load_tokenizer(folder, template_args)
         with Steering(model, found) as steering:
             yield Conversation(model, tokenizer, steering, directions, options)
 

@@ -81,7 +81,7 @@ def make_pairs(  # noqa: PLR0913 - all but the first two are keywords with defau
         from wsmerge.steering.training.models import chosen_device  # noqa: PLC0415 - as above
 
         loaded = load_model(folder, dtype=dtype, device=chosen_device(device))
-        return Sampler(loaded, load_tokenizer(folder), settings.generation, settings.seed)
+        return Sampler(loaded, load_tokenizer(folder, settings.template_args), settings.generation, settings.seed)
 
     allowed = Allowed(frozenset(allow_code), frozenset(key_env))
     with alone_in(Path(out)):

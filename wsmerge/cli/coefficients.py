@@ -1,4 +1,4 @@
-"""`REF=K` on the command line: directions and what each is multiplied by."""
+"""`NAME=VALUE` on the command line: directions and what each is multiplied by, arguments of a chat template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 from wsmerge.errors import UsageError
 
-__all__ = ["coefficients", "number", "weight"]
+__all__ = ["coefficients", "number", "template_args", "weight"]
 
 
 def coefficients(given: Iterable[str], option: str, read: Callable[[str], Any]) -> dict[str, Any]:
@@ -53,3 +53,25 @@ def weight(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds; the recipe'
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{text!r} is no coefficient") from error
+
+
+def template_args(given: Iterable[str] | None) -> dict[str, Any]:
+    """The arguments of a chat template, each value as YAML reads it: `enable_thinking=false`.
+
+    Raises:
+        UsageError: a text that is no KEY=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for text in given or ():
+        key, sign, value = text.partition("=")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            sign = ""
+        if not sign or not key.isidentifier():
+            raise UsageError(
+                "no argument of a chat template",
+                where=f"--template-arg {text}",
+                hint="write --template-arg enable_thinking=false",
+            )
+    return found

@@ -34,6 +34,7 @@ __all__ = [
     "StorePath",
     "Stream",
     "Strict",
+    "TemplateArg",
     "TensorIntersection",
     "TensorUnion",
     "Threads",
@@ -68,6 +69,15 @@ Stream = Annotated[
     ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse what is only warned of: keys that nothing reads, ...")]
+
+TemplateArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-arg",
+        metavar="KEY=VALUE",
+        help="An argument of the model's chat template, such as enable_thinking=false; may be given again.",
+    ),
+]
 
 _BITS = "What decides the bits"
 Precise = Annotated[

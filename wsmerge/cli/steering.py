@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from wsmerge.cli.coefficients import coefficients, weight
-from wsmerge.cli.options import AsJson, StorePath, store_at
+from wsmerge.cli.coefficients import coefficients, template_args, weight
+from wsmerge.cli.options import AsJson, StorePath, TemplateArg, store_at
 from wsmerge.cli.output import Output
 
 app = typer.Typer()
@@ -35,6 +35,7 @@ def steer_command(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Where an answer is cut.", min=1)] = 128,
     system: Annotated[str | None, typer.Option(help="The system message. Default: the model's own, if any.")] = None,
+    template_arg: TemplateArg = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="Where the model runs, as torch names it.")] = "cpu",
     store: StorePath = None,
@@ -48,7 +49,9 @@ def steer_command(
 
     output = Output(as_json=as_json)
     asked = _prompts(prompts, prompt_file)
-    options = api.AnswerOptions(max_new_tokens, system, dtype=dtype, device=device)
+    options = api.AnswerOptions(
+        max_new_tokens, system, template_args=template_args(template_arg), dtype=dtype, device=device
+    )
     made = api.answers(
         base,
         coefficients(direction or (), "--direction", weight),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wsmerge.cli.coefficients import coefficients, number
-from wsmerge.cli.options import AllowCode, AsJson, KeyEnv, StorePath, store_at
+from wsmerge.cli.coefficients import coefficients, number, template_args
+from wsmerge.cli.options import AllowCode, AsJson, KeyEnv, StorePath, TemplateArg, store_at
 from wsmerge.cli.output import Output
 from wsmerge.errors import UsageError
 
@@ -34,6 +34,7 @@ def chat_command(
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the draws at a temperature above 0.")] = 0,
     system: Annotated[str | None, typer.Option(help="The system message. Default: the model's own, if any.")] = None,
+    template_arg: TemplateArg = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="Where the model runs, as torch names it.")] = "cpu",
     store: StorePath = None,
@@ -49,7 +50,15 @@ def chat_command(
     output = Output()
     options = api.ChatOptions(max_new_tokens, temperature, seed, system)
     ks = coefficients(direction or (), "--direction", number)
-    with api.chat(base, ks, options=options, dtype=dtype, device=device, store=store_at(store)) as conversation:
+    with api.chat(
+        base,
+        ks,
+        options=options,
+        template_args=template_args(template_arg),
+        dtype=dtype,
+        device=device,
+        store=store_at(store),
+    ) as conversation:
         if sys.stdin.isatty():
             output.note(f"{_ks_line(conversation)}; /help lists the commands")
         for line in _lines():

@@ -211,6 +211,7 @@ def _samples_digest(trait: Trait, model: Path) -> str:
         "generation": trait.generation.model_dump(mode="json", exclude=_FREE_OF_SAMPLES),
         "seed": trait.seed,
         "model": file_sizes(model),
+        **({"template_args": dict(trait.template_args)} if trait.template_args else {}),
     }
     return sha256_hex(canonical_json(fields))
 

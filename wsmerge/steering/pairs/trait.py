@@ -20,6 +20,7 @@ Name, behaviour, system prompts and questions are needed; everything else has a 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -27,6 +28,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -145,6 +147,7 @@ class Trait(_Part):
         plus, minus: system prompts of each pole.
         questions: what is asked; the questions of one split share none with another.
         samples: answers to each question under each system prompt.
+        template_args: arguments of the model's chat template, such as `{enable_thinking: false}`.
         generation: how they are sampled.
         split: shares of the questions that are held out.
         filters: which answers are dropped.
@@ -159,6 +162,7 @@ class Trait(_Part):
     minus: Annotated[tuple[_Text, ...], Field(min_length=1)]
     questions: Annotated[tuple[Question, ...], Field(min_length=1)]
     samples: PositiveInt = 1
+    template_args: Mapping[str, JsonValue] | None = None
     generation: Generation = Generation()
     split: Shares = Shares()
     filters: Filters = Filters()

@@ -37,6 +37,7 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    JsonValue,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -212,6 +213,7 @@ class SweepConfig(Settings):
         revision: branch, tag or commit of a Hub id.
         dtype: what the model is loaded in; `auto` is bfloat16 on a GPU and float32 elsewhere.
         device: as torch names it.
+        template_args: arguments of the base's chat template, such as `{enable_thinking: false}`.
         batch_size: prompts read at once.
         k: the strengths of every method that has none of its own; where the file does not say, each sign goes as far as the
             first strength that is over the budget.
@@ -228,6 +230,7 @@ class SweepConfig(Settings):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "cpu"
+    template_args: Mapping[str, JsonValue] | None = None
     batch_size: PositiveInt = 16
     k: Strengths = Grid(start=0.25, to=16, points=7, stop=True)
     methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)]

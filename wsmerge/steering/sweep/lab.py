@@ -133,7 +133,7 @@ class Lab(Closing):
 
     def _load(self, folder: Path) -> Subject:
         model = load_model(folder, dtype=self._config.dtype, device=self._config.device)
-        return Subject(model, load_tokenizer(self.models[_BASE]))
+        return Subject(model, load_tokenizer(self.models[_BASE], self._config.template_args))
 
     @cached_property
     def _plain(self) -> Subject:

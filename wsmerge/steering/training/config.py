@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt, model_validator
 
 from wsmerge.errors import UsageError
 from wsmerge.steering.settings_files import read_yaml, validated
@@ -112,6 +112,7 @@ class TrainConfig(BaseModel):
         add_biases: with method `bias`, give `target_modules` zero biases first where they have none; the direction is then
             over a base that has them.
         signed: train one adapter under both signs in place of two poles.
+        template_args: arguments of the base's chat template, such as `{enable_thinking: false}`.
         max_length: tokens of a prompt and its answer at most; longer rows are an error.
         dtype: what the base computes in; `auto` is bfloat16 on a GPU and float32 elsewhere. What is trained is float32.
         gradient_checkpointing: compute activations twice and keep few of them.
@@ -150,6 +151,7 @@ class TrainConfig(BaseModel):
     modules_to_save: tuple[str, ...] = ()
     add_biases: bool = False
     signed: SignedConfig | None = None
+    template_args: Mapping[str, JsonValue] | None = None
     max_length: PositiveInt | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False

@@ -201,7 +201,7 @@ def train_pole(  # noqa: PLR0913 - the last three are keywords with defaults
 
 def _begun(config: TrainConfig, data: Data, run: Run, base: Path, device: str) -> tuple[Trainee, Training]:
     """A training before its first step, and what it trains; torch's generator is drawn from."""
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(base, config.template_args)
     longest = config.max_length
     sides = [
         Side(
