@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsmerge.core.dtypes import BF16, F16, F32, F64, DType, from_float32, to_float32
-from wsmerge.core.tensors import TensorSpec
+from wsmerge.core.tensors import StoredName, TensorSpec
 from wsmerge.engine.costs import METHOD_CHUNK_ELEMENTS
 from wsmerge.engine.kernels import load_kernels
 from wsmerge.engine.methods.step import MergeStep, StepInput
@@ -27,6 +27,7 @@ class InMemory:
     bits: NDArray[Any]
     spec: TensorSpec
     label: str = "memory"
+    made_of: tuple[StoredName, ...] = ()
 
     def read_into(self, start: int, out: memoryview) -> None:
         out[:] = self.bits.tobytes()[start : start + len(out)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.dtypes import DType
 
-__all__ = ["BaseIdentity", "DeltaSource", "Source", "TensorInput", "TensorSpec"]
+__all__ = ["BaseIdentity", "DeltaSource", "Source", "StoredName", "TensorInput", "TensorSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,16 @@ class Source(Protocol):
         """Fill `out` with the bytes of tensor `name` from byte `start` on."""
 
 
+class StoredName(NamedTuple):
+    """A stored tensor: the checkpoint that holds it, and its name there.
+
+    Of what an adapter changes, the adapter and the name that the tensor has in its base.
+    """
+
+    holder: object
+    name: str
+
+
 class TensorInput(Protocol):
     """One tensor that a merge reads, by range: stored in a checkpoint, or made of stored ones while it is read.
 
@@ -81,6 +91,10 @@ class TensorInput(Protocol):
     @property
     def spec(self) -> TensorSpec:
         """Name, dtype and shape."""
+
+    @property
+    def made_of(self) -> tuple[StoredName, ...]:
+        """The stored tensors that it is made of; a delta of a direction is none."""
 
     def read_into(self, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes from byte `start` on; both are multiples of the element size."""

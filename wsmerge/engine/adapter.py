@@ -10,7 +10,7 @@ writes next to adapted embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -95,6 +95,11 @@ class Adapter(Closing):
         """Name, size and time of change of its two files: changes when they are written again, without reading them."""
         stat = (self.path / ADAPTER_CONFIG_FILE).stat()
         return [[ADAPTER_CONFIG_FILE, stat.st_size, str(stat.st_mtime_ns)], tensor_file_stamp(self._file)]
+
+    @property
+    def stored_names(self) -> Collection[str]:
+        """The base tensors that it changes or replaces."""
+        return (self._contents.factors | self._contents.whole).keys()
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -90,6 +90,11 @@ class Checkpoint(Closing):
             outside = place_outside(file.path, self.path) if local else None
             if outside is not None:
                 yield f"{file.path.name} is a link out of the folder, and its tensors are read from {outside}"
+
+    @property
+    def stored_names(self) -> Collection[str]:
+        """The names of all tensors."""
+        return self.specs.keys()
 
     @property
     def nbytes(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from wsmerge.core.hub.commit import RepoCommit
+from wsmerge.engine.account import SourceAccount
 from wsmerge.engine.fidelity import FidelityReport, fidelity_report
 from wsmerge.engine.journal import Journal
 from wsmerge.engine.kernels import kernels_name
@@ -72,6 +73,7 @@ class MergeReport:
         outputs: SHA-256 of each tensor file.
         hub_bytes: bytes of models and directions that were read from the Hub by range.
         hub_requests: in how many requests.
+        accounts: for each checkpoint and adapter, what became of its tensors.
     """
 
     out: Path
@@ -83,6 +85,7 @@ class MergeReport:
     outputs: Mapping[str, str]
     hub_bytes: int = 0
     hub_requests: int = 0
+    accounts: tuple[SourceAccount, ...] = ()
 
 
 def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) -> MergeReport:
@@ -112,6 +115,7 @@ def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) 
         outputs=result.shard_digests,
         hub_bytes=sum(commit.bytes_read for commit in plan.commits),
         hub_requests=sum(commit.traffic.requests for commit in plan.commits),
+        accounts=plan.accounts,
     )
 
 
@@ -195,11 +199,15 @@ def _direction_report(plan: MergePlan, number: int) -> dict[str, Any]:
 
 
 def _models(plan: MergePlan, job: MergeJob) -> list[dict[str, Any]]:
-    """What was read: names as others know them, and sizes of files."""
+    """What was read: names as others know them, sizes of files, and what became of the tensors."""
     labels = [job.base_model if model is plan.base else model.label for model in plan.models]
     return [
-        {"model": label, "files": {str(name): size for name, size, _ in model.fingerprint}}
-        for label, model in zip(labels, plan.models, strict=True)
+        {
+            "model": label,
+            "files": {str(name): size for name, size, _ in model.fingerprint},
+            "tensors": account.to_dict(),
+        }
+        for label, model, account in zip(labels, plan.models, plan.accounts, strict=True)
     ]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,7 +19,8 @@ from typing import Any, Final, Protocol
 from wsmerge.core.digest import canonical_json, sha256_hex
 from wsmerge.core.dtypes import DType
 from wsmerge.core.hub.commit import RepoCommit
-from wsmerge.core.tensors import DeltaSource, TensorSpec
+from wsmerge.core.tensors import DeltaSource, StoredName, TensorSpec
+from wsmerge.engine.account import Reason, SourceAccount, account_for
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.costs import methods_peak_bytes
 from wsmerge.engine.fit import place_deltas
@@ -63,6 +64,10 @@ class OpenModel(Protocol):
 
     path: Path
     commit: RepoCommit | None
+
+    @property
+    def stored_names(self) -> Collection[str]:
+        """Its tensors; of an adapter, those that it changes in its base."""
 
     @property
     def fingerprint(self) -> list[list[str | int]]:
@@ -169,6 +174,7 @@ class MergePlan:
         draws: with mergekit's random numbers, the output tensors in the order in which mergekit computes them.
         vocabulary: digest of the output's vocabulary, where one is built.
         inline: the directions that stand in place of models.
+        accounts: for each of `models`, what becomes of its tensors.
     """
 
     base: Checkpoint
@@ -181,6 +187,7 @@ class MergePlan:
     draws: tuple[int, ...] = ()
     vocabulary: str | None = None
     inline: tuple[DeltaSource, ...] = ()
+    accounts: tuple[SourceAccount, ...] = ()
 
     @property
     def is_steering(self) -> bool:
@@ -232,7 +239,10 @@ class MergePlan:
         """The plan as JSON values: for `--json`, for provenance, and for comparing two plans."""
         return {
             "base": {"label": self.base.label, "files": self.base.fingerprint},
-            "models": [{"label": model.label, "files": model.fingerprint} for model in self.models],
+            "models": [
+                {"label": model.label, "files": model.fingerprint, "tensors": account.to_dict()}
+                for model, account in zip(self.models, self.accounts, strict=True)
+            ],
             "directions": [{"label": item.source.label, "digest": item.source.digest} for item in self.directions],
             "inline": [{"label": item.label, "digest": item.digest} for item in self.inline],
             "numerics": self.numerics.to_dict(),
@@ -298,6 +308,7 @@ class PlanParts:
         draw_order: with mergekit's random numbers, output names in the order in which mergekit computes them.
         vocabulary: digest of the output's vocabulary, where one is built.
         inline: the directions that stand in place of models.
+        reason: why a stored tensor that no step reads is left out.
     """
 
     base: Checkpoint
@@ -307,13 +318,14 @@ class PlanParts:
     draw_order: tuple[str, ...] = ()
     vocabulary: str | None = None
     inline: tuple[DeltaSource, ...] = ()
+    reason: Reason = lambda _source, _name: None
 
 
 def assemble(parts: PlanParts, numerics: Numerics, options: PlanOptions) -> MergePlan:
-    """Give every output tensor its place in a shard.
+    """Give every output tensor its place in a shard, and account for every stored one.
 
     Raises:
-        CheckpointError: two tensors of the output have one name.
+        CheckpointError: two tensors of the output have one name, or a stored one would be lost.
     """
     counts = Counter(tensor.spec.name for tensor in parts.tensors)
     twice = tuple(f"{name}: {count} times" for name, count in counts.items() if count > 1)
@@ -324,6 +336,11 @@ def assemble(parts: PlanParts, numerics: Numerics, options: PlanOptions) -> Merg
             hint="take each of these tensors from one place of the recipe",
             details=twice,
         )
+    read: dict[bool, list[StoredName]] = {True: [], False: []}
+    for tensor in parts.tensors:
+        is_carried = tensor.is_unchanged and not tensor.terms
+        read[is_carried] += [held for item in tensor.step.inputs for held in item.tensor.made_of]
+    accounts = account_for(parts.models, read[False], read[True], parts.reason)
     shards = lay_out([tensor.spec for tensor in parts.tensors], options.max_shard_bytes)
     by_name = {tensor.spec.name: tensor for tensor in parts.tensors}
     names = [spec.name for shard in shards for spec in shard.specs]
@@ -339,6 +356,7 @@ def assemble(parts: PlanParts, numerics: Numerics, options: PlanOptions) -> Merg
         draws=tuple(position[name] for name in parts.draw_order),
         vocabulary=parts.vocabulary,
         inline=parts.inline,
+        accounts=accounts,
     )
 
 

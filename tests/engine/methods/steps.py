@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsmerge.core.dtypes import BF16, F16, F32, DType, from_float32, to_float32
-from wsmerge.core.tensors import TensorSpec
+from wsmerge.core.tensors import StoredName, TensorSpec
 from wsmerge.engine.methods.native import native_method
 from wsmerge.engine.methods.step import BlockMethod, MergeStep, StepInput
 
@@ -27,6 +27,7 @@ class Stored:
 
     label: str
     spec: TensorSpec
+    made_of: tuple[StoredName, ...] = ()
 
     def read_into(self, start: int, out: memoryview) -> None:
         raise NotImplementedError

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wsmerge.core.dtypes import BF16, F16, F32, F64, DType, from_float32, to_float32
-from wsmerge.core.tensors import TensorSpec
+from wsmerge.core.tensors import StoredName, TensorSpec
 from wsmerge.engine.methods.step import MergeStep, StepInput
 from wsmerge.engine.methods.tensorwise import merge_whole, probed_dtype, seed_torch
 from wsmerge.errors import CheckpointError
@@ -33,6 +33,7 @@ class InMemory:
     bits: NDArray[Any]
     spec: TensorSpec
     label: str = "memory"
+    made_of: tuple[StoredName, ...] = ()
 
     def read_into(self, start: int, out: memoryview) -> None:
         out[:] = self.bits.tobytes()[start : start + len(out)]

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wsmerge.core.dtypes import BF16, DType, dtype_named, from_float32
-from wsmerge.core.tensors import TensorSpec
+from wsmerge.core.tensors import StoredName, TensorSpec
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -126,6 +126,7 @@ class MemoryTensor:
     dtype: DType
     bits: NDArray[Any]
     label: str = "memory"
+    made_of: tuple[StoredName, ...] = ()
     reads: list[tuple[int, int]] = field(default_factory=list)
 
     @property

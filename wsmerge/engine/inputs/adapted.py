@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsmerge.core.dtypes import BF16, F16, F32, F64, DType, dtype_named
-from wsmerge.core.tensors import TensorInput, TensorSpec
+from wsmerge.core.tensors import StoredName, TensorInput, TensorSpec
 from wsmerge.engine.adapter import Adapter
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.inputs.low_rank_rows import LowRankRows, chunks, encode_sum, read_values, round_to, scratch
@@ -64,7 +64,8 @@ def adapted_tensor(
     dtype = loaded_as if loaded_as is not None and base.spec.dtype in _FLOATS else base.spec.dtype
     whole, layout = adapter.stored_whole(name), adapter.layouts.get(name)
     if whole is not None:
-        base = StoredTensor(_AdapterFile(whole[0], adapter.label), whole[1], as_name=base.spec.name)
+        file, held = _AdapterFile(whole[0], adapter.label), StoredName(adapter, name)
+        base = StoredTensor(file, whole[1], as_name=base.spec.name, made_of=held)
     if layout is None and (precise or base.spec.dtype is dtype):
         return base
     return _AdaptedTensor(base, adapter, name, F32 if precise else dtype, rounds=not precise)
@@ -92,6 +93,7 @@ class _AdaptedTensor:
         model, separator, tensor = base.label.rpartition(": ")
         self.spec = TensorSpec(base.spec.name, dtype, base.spec.shape)
         self.label = f"{model}+{adapter.label}{separator}{tensor}" if layout is not None else base.label
+        self.made_of = (*base.made_of, StoredName(adapter, name)) if layout is not None else base.made_of
         self._base = base
         self._adapter = adapter
         self._name = name

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import dtype_named
-from wsmerge.core.tensors import TensorSpec
+from wsmerge.core.tensors import StoredName, TensorSpec
 from wsmerge.engine.inputs.converted_rows import RowMap, row_map
 from wsmerge.engine.names import may_convert, spread_targets
 from wsmerge.errors import CheckpointError
@@ -84,6 +84,7 @@ class ConvertedTensor:
         label: the checkpoint, the weight, and what it is made of.
         spec: the weight's name, with dtype and shape as made.
         sources: names of the stored tensors that it is made of, in the order in which they are taken.
+        made_of: the same, of the checkpoint.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class ConvertedTensor:
     ) -> None:
         self.spec = spec
         self.sources = sources
+        self.made_of = tuple(StoredName(checkpoint, source) for source in sources)
         self.label = f"{checkpoint.label}: {spec.name} (made of {_and_more(sources)})"
         self._checkpoint = checkpoint
         self._target = target

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsmerge.core.dtypes import F32
-from wsmerge.core.tensors import DeltaSource, TensorInput, TensorSpec
+from wsmerge.core.tensors import DeltaSource, StoredName, TensorInput, TensorSpec
 from wsmerge.engine.inputs.low_rank_rows import LowRankRows, chunks, encode_sum, read_values, scratch
 from wsmerge.engine.inputs.recent import recent_of
 from wsmerge.errors import BaseMismatchError
@@ -69,6 +69,7 @@ class _DeltaTensor:
                 hint="use the model that the direction was made over",
             )
         self.spec = TensorSpec(base_spec.name, F32, base_spec.shape)
+        self.made_of: tuple[StoredName, ...] = ()
         self.source_label = source.label
         self.label = f"{source.label}: {name or base_spec.name}"
         self._source = source
@@ -100,6 +101,7 @@ class _SteeredTensor:
 
     def __init__(self, base: TensorInput, delta: _DeltaTensor) -> None:
         self.spec = TensorSpec(base.spec.name, F32, base.spec.shape)
+        self.made_of = base.made_of
         model, separator, tensor = base.label.rpartition(": ")
         self.label = f"{model} + {delta.source_label}{separator}{tensor}"
         self._base = base

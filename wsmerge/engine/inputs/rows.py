@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsmerge.core.dtypes import BF16, F64, DType, from_float32, to_float32
-from wsmerge.core.tensors import TensorInput, TensorSpec
+from wsmerge.core.tensors import StoredName, TensorInput, TensorSpec
 
 __all__ = ["AVERAGE", "PADDING", "ZERO", "RowMap", "RowsInput"]
 
@@ -78,6 +78,7 @@ class RowsInput:
     ) -> None:
         shape = own.spec.shape
         self._label = own.label
+        self._made_of = tuple(part for tensor in (own, *donors) for part in tensor.made_of)
         self._spec = TensorSpec(own.spec.name, dtype, (*shape[:axis], len(rows.source), *shape[axis + 1 :]))
         self._donors, self._rows, self._axis = tuple(donors), rows, axis
         self._outer, self._width = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
@@ -95,6 +96,11 @@ class RowsInput:
     def spec(self) -> TensorSpec:
         """Name, dtype and shape."""
         return self._spec
+
+    @property
+    def made_of(self) -> tuple[StoredName, ...]:
+        """The tensor that it stands for, and those that rows come from."""
+        return self._made_of
 
     def read_into(self, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes from byte `start` on; both are multiples of the element size."""

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from wsmerge.core.dtypes import DType, dtype_named
-from wsmerge.core.tensors import DeltaSource, TensorSpec
+from wsmerge.core.tensors import DeltaSource, StoredName, TensorSpec
 from wsmerge.engine.architecture import Architecture, architecture_of, refuse_unheld_layers
 from wsmerge.engine.fit import Placement, place_deltas
 from wsmerge.engine.inputs.converted import ConversionCache
 from wsmerge.engine.inputs.rows import RowsInput
 from wsmerge.engine.merging.carried import (
+    LeftOut,
     carried_tensors,
     past_layers,
     refuse_undefined,
@@ -106,6 +107,7 @@ class _Planning:
         self._recipe = request.recipe
         self._directions = tuple(directions)
         self._warnings: list[str] = []
+        self._noted: dict[StoredName, str] = {}
         self._conversions = ConversionCache()
         references = [reference for _, reference in input_references(self._recipe)]
         self._inputs = list(dict.fromkeys(request.models.open(reference) for reference in references))
@@ -123,7 +125,7 @@ class _Planning:
         vocabulary = vocabulary_of(
             self._recipe, self._inputs, self._request.models, trust_remote_code=self._request.leave.trust_remote_code
         )
-        undefined = undefined_by_model(self._inputs, architecture, self._conversions)
+        undefined = all_undefined = undefined_by_model(self._inputs, architecture, self._conversions)
         bugs, parameters = self._request.numerics.mergekit_bugs, self._recipe.parameters
         sites = list(sites_of_output(modules, config, parameters, mergekit_bugs=bugs))
         if architecture.is_inferred and not bugs:
@@ -131,7 +133,8 @@ class _Planning:
             sites, undefined = [*sites, *by_name], {} if by_name else undefined
         steps = self._steps(sites, vocabulary)
         steps += self._carried(architecture, modules, undefined)
-        plan = self._assemble(steps, vocabulary)
+        reason = LeftOut(self._inputs, modules, all_undefined, self._noted, mergekit_bugs=bugs)
+        plan = self._assemble(steps, vocabulary, reason)
         files = self._files(architecture, modules, plan, vocabulary)
         return PlannedMerge(plan, files, tuple(dict.fromkeys(self._warnings)))
 
@@ -247,6 +250,7 @@ class _Planning:
                 found.append(step)
         refuse_together(errors, self._donor.label)
         self._warnings += builder.warnings
+        self._noted |= builder.left_out
         return found
 
     def _carried(
@@ -283,7 +287,7 @@ class _Planning:
         step = MergeStep("passthrough" if held.is_float else "buffer", spec, (StepInput(tensor),))
         return PlannedStep(step, written, stored)
 
-    def _assemble(self, steps: Sequence[PlannedStep], vocabulary: Vocabulary | None) -> MergePlan:
+    def _assemble(self, steps: Sequence[PlannedStep], vocabulary: Vocabulary | None, reason: LeftOut) -> MergePlan:
         placed = place_deltas(self._donor.checkpoint, self._directions) if self._directions else {}
         self._check_placed(placed, steps, vocabulary)
         tensors = [
@@ -305,6 +309,7 @@ class _Planning:
             draw_order=draws,
             vocabulary=vocabulary_digest(vocabulary) if vocabulary else None,
             inline=tuple(self._request.inline.values()),
+            reason=reason,
         )
         return assemble(parts, self._request.numerics, self._request.options)
 

@@ -8,17 +8,21 @@ prediction) are carried over with all the others; slices do not say where they g
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from wsmerge.core.layers import layer_position
+from wsmerge.core.tensors import StoredName
+from wsmerge.engine.adapter import Adapter
 from wsmerge.engine.architecture import Architecture, Weight
-from wsmerge.engine.architecture.undefined import undefined_tensors
+from wsmerge.engine.architecture.undefined import is_derived, undefined_tensors
+from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.inputs.converted import ConversionCache
 from wsmerge.engine.merging.models import Model
-from wsmerge.engine.merging.sites import Module, Site, SourceTensor
+from wsmerge.engine.merging.sites import Module, Site, Slice, SourceTensor
 from wsmerge.errors import CheckpointError
 from wsmerge.recipe.merging import Parameters
 
-__all__ = ["carried_tensors", "past_layers", "refuse_undefined", "sites_by_name", "undefined_by_model"]
+__all__ = ["LeftOut", "carried_tensors", "past_layers", "refuse_undefined", "sites_by_name", "undefined_by_model"]
 
 _LISTED = 20
 
@@ -108,6 +112,64 @@ def past_layers(names: Sequence[str], modules: Sequence[Module], model: Model) -
         and place.stack in by_stack
         and place.layer >= by_stack[place.stack].architecture.num_layers(model.config)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Why a stored tensor takes no part in a merge: an `account.Reason`.
+
+    Attributes:
+        inputs: every model of the recipe.
+        modules: the output's.
+        undefined: by model, what no definition names.
+        noted: what a step left out, by holder and name.
+        mergekit_bugs: whether tensors are lost as mergekit loses them.
+    """
+
+    inputs: Sequence[Model]
+    modules: Sequence[Module]
+    undefined: Mapping[Model, Sequence[str]]
+    noted: Mapping[StoredName, str]
+    mergekit_bugs: bool
+
+    def __call__(self, source: Checkpoint | Adapter, name: str) -> str | None:
+        """The reason; None where there is none."""
+        models = [model for model in self.inputs if source in (model.checkpoint, model.adapter)]
+        checkpoint = models[0].checkpoint
+        if is_derived(name):
+            return "transformers computes it whenever it loads the model"
+        replaced = all(model.adapter is not None and model.adapter.stored_whole(name) for model in models)
+        if source is checkpoint and replaced:
+            return "its adapter holds another in its place"
+        if name in checkpoint.tied:
+            return f"one tensor with {checkpoint.tied[name]}"
+        if self.mergekit_bugs:
+            return "lost as in mergekit"
+        return self.noted.get(StoredName(source, name)) or self._outside_the_recipe(models, name)
+
+    def _outside_the_recipe(self, models: Sequence[Model], name: str) -> str | None:
+        if not any(self._takes_part(models, part) for module in self.modules for part in module.slices):
+            return "the recipe takes nothing but the configuration of this model"
+        place, config = layer_position(name), models[0].config
+        for module in self.modules:
+            if place and place.stack in _stacks_of(module, models[0]):
+                if place.layer >= module.architecture.num_layers(config):
+                    return "past the layers that config.json counts: slices do not say where it goes"
+                layers = [source.layers for part in module.slices for source in part.sources if source.model in models]
+                taken = any(first <= place.layer < end for first, end in layers)
+                return None if taken else "its layer is not among the recipe's"
+            for weights, part, told in (
+                (module.architecture.pre(config), module.slices[0], "before the layers is the first slice's"),
+                (module.architecture.post(config), module.slices[-1], "after the layers is the last slice's"),
+            ):
+                if not self._takes_part(models, part) and any(name in weight.names for weight in weights):
+                    return f"what comes {told}"
+        if self.inputs[0] not in models and any(name in self.undefined.get(model, ()) for model in models):
+            return f"no definition names it, and what is outside the layers is that of {self.inputs[0].label}"
+        return None
+
+    def _takes_part(self, models: Sequence[Model], part: Slice) -> bool:
+        return any(source.model in models for source in part.sources)
 
 
 def _stacks_of(module: Module, model: Model) -> set[str]:

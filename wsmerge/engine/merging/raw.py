@@ -63,7 +63,9 @@ def plan_raw(request: MergeRequest, *, missing: Missing = "refuse") -> PlannedMe
     ]
     draws = tuple(sorted(names)) if any(step.step.mergekit_rng for step in steps) else ()
     donor = inputs[0].checkpoint
-    parts = PlanParts(donor, models.files, (), tensors, draws, inline=tuple(request.inline.values()))
+    inline = tuple(request.inline.values())
+    reason = "not in all of the files" if missing == "intersection" else None
+    parts = PlanParts(donor, models.files, (), tensors, draws, inline=inline, reason=lambda _source, _name: reason)
     return PlannedMerge(assemble(parts, request.numerics, request.options), OutputFiles(donor.path, bare=True), ())
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from wsmerge.core.dtypes import F32, F64, DType, dtype_named
-from wsmerge.core.tensors import TensorInput, TensorSpec
+from wsmerge.core.tensors import StoredName, TensorInput, TensorSpec
 from wsmerge.engine.architecture import Weight, is_present, resolve_name
 from wsmerge.engine.architecture.undefined import is_derived
 from wsmerge.engine.inputs.converted import ConversionCache, find_conversion
@@ -96,12 +96,13 @@ class _Found:
 
 
 class StepBuilder:
-    """Makes the step of each site. `warnings` gathers what the user should know."""
+    """Makes the step of each site. `warnings` gathers what the user should know, `left_out` what no step takes, and why."""
 
     def __init__(self, settings: StepSettings, conversions: ConversionCache) -> None:
         self._settings = settings
         self._conversions = conversions
         self.warnings: list[str] = []
+        self.left_out: dict[StoredName, str] = {}
 
     def build(self, site: Site) -> PlannedStep | None:
         """The step of `site`; None where no input has the tensor and none needs it.
@@ -163,7 +164,9 @@ class StepBuilder:
             if alone and (policy == "passthrough_singleton" or (present[0].source.is_base and policy != "error")):
                 return _PLAIN
             if policy == "base_or_skip" and len(present) < method.min_inputs:
-                self.warnings.append(f"{site.weight.name} is left out: {method.name} needs more inputs that have it")
+                why = f"{method.name} needs more inputs that have it"
+                self.warnings.append(f"{site.weight.name} is left out: {why}")
+                self.left_out |= {held: why for item in present for held in item.tensor.made_of}
                 return None
         self._check_inputs(site, method, present)
         return method
