@@ -101,6 +101,7 @@ def test_codes_are_stable():
         "BadReferenceError": ("reference", 2),
         "PairsError": ("pairs", 2),
         "CheckpointError": ("checkpoint", 1),
+        "ModelAbsentError": ("checkpoint", 1),
         "TensorFileError": ("tensor-file", 1),
         "AdapterError": ("adapter", 1),
         "BaseMismatchError": ("base-mismatch", 1),

@@ -6,6 +6,7 @@
     |   |-- BadReferenceError       a reference that does not parse
     |   `-- PairsError              a file of training or evaluation pairs
     |-- CheckpointError             a checkpoint that cannot be read or does not fit
+    |   |-- ModelAbsentError        a model of the Hub that is not here, where nothing may be downloaded
     |   |-- TensorFileError         a tensor file: truncated, overlapping, not safetensors, not tensors alone
     |   |-- AdapterError            a PEFT adapter: not LoRA, DoRA, names a module that is not there
     |   `-- BaseMismatchError       tensors that do not fit the base
@@ -41,6 +42,7 @@ __all__ = [
     "JudgeError",
     "ManifestError",
     "MissingDependencyError",
+    "ModelAbsentError",
     "NonFiniteError",
     "NotFoundError",
     "OutputError",
@@ -121,6 +123,10 @@ class CheckpointError(WsmergeError):
     """A checkpoint that cannot be read or does not fit."""
 
     code = "checkpoint"
+
+
+class ModelAbsentError(CheckpointError):
+    """A model of the Hub that is not on this machine, where nothing may be downloaded."""
 
 
 class TensorFileError(CheckpointError):

@@ -99,6 +99,12 @@ def test_what_the_models_show_is_an_error_and_a_merge_refuses_it(models, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_direction_that_is_not_here_is_an_error_beside_an_absent_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("WSMERGE_HOME", str(tmp_path / "home"))
+    found = wsmerge.lint({"base_model": "acme/chat", "directions": [{"direction": "none@1.0.0", "weight": 1}]})
+    assert [item.level for item in found] == ["info", "error"]
+
+
 def test_untied_inputs_of_a_tied_base_are_a_warning(models, tmp_path):
     other = model(tmp_path / "other", seed=5, shapes=llama_shapes(tied=False))
     (found,) = wsmerge.lint(recipe_of((models[0], other)))
@@ -111,6 +117,37 @@ def test_models_that_are_not_here_are_no_error(models):
     assert found.level == "info"
     (found,) = wsmerge.lint(recipe_of((models[0], "./nowhere")))
     assert found.level == "error"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", ".inf", "[1, nan]", "[{value: infinity}]"])
+@pytest.mark.parametrize("of_input", [True, False])
+def test_values_that_are_not_finite_are_refused_by_all_alike(models, tmp_path, of_input, value):
+    own = f"{{model: {models[0]}, parameters: {{weight: {value}}}}}" if of_input else f"{{model: {models[0]}}}"
+    shared = f"{{weight: {1 if of_input else value}}}"
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(f"merge_method: linear\nmodels: [{own}, {{model: {models[1]}}}]\nparameters: {shared}\n")
+
+    def lint(recipe):
+        found = [item.message for item in wsmerge.lint(recipe) if item.level == "error"]
+        raise RecipeError(", ".join(found))
+
+    for refuse in (lint, wsmerge.plan, lambda recipe: merge(tmp_path / "out", recipe)):
+        with pytest.raises(RecipeError, match="finite"):
+            refuse(recipe)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_any_number_of_models_may_be_absent_and_nobody_is_said_to_have_been_asked(models):
+    recipe = {
+        "merge_method": "linear",
+        "models": entries(*((f"acme/{name}", {"weight": 1}) for name in ("one", "two+acme/lora", "one@v1"))),
+    }
+    found = wsmerge.lint(recipe)
+    assert [item.level for item in found] == ["info"] * 3
+    assert [item.where for item in found] == [f"models[{number}].model" for number in range(3)]
+    assert not any("reached" in item.message for item in found)
+    listed = [*recipe["models"], *entries((models[0], {"weight": 1}), ("./nowhere", {"weight": 1}))]
+    assert [item.level for item in wsmerge.lint(recipe | {"models": listed})] == ["info"] * 3 + ["error"]
 
 
 def test_recipes_that_others_make_are_checked_as_far_as_they_can_be(models):

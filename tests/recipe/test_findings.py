@@ -52,6 +52,46 @@ def test_a_key_that_nothing_reads_is_told_with_the_one_that_was_meant(text, code
     assert told(text) == [(code, keys, advice)]
 
 
+ANCHORED = """merge_method: passthrough
+define: &ONE a
+define: &TWO {{x: 1, x: 2}}
+damped: &damped
+  parameters: {{scale: 0.5{again}}}
+models:
+- model: *ONE
+  <<: *damped
+"""
+
+
+def test_keys_given_twice_that_nothing_reads_are_warnings_each_with_its_line():
+    loaded = parse_recipe(ANCHORED.format(again=""))
+    again = [(one.level, one.where, one.message) for one in loaded.findings if one.code == "duplicate-key"]
+    assert again == [
+        ("warning", "line 3: define", "given twice, first on line 2"),
+        ("warning", "line 3: define.x", "given twice, first on line 3"),
+    ]
+    assert loaded.recipe.to_dict()["models"][0]["parameters"] == {"scale": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (TOP + "models: [{model: b}]", "line 3: models: given twice, first on line 2"),
+        (ENTRY + "  model: b", "line 4: models[0].model: given twice, first on line 3"),
+        # What an unread key holds is read where a merge key stands for it.
+        (ANCHORED.format(again=", scale: 2"), "line 5: models[0].parameters.scale: given twice, first on line 5"),
+        (
+            "base_model: a\nx: 1\nx: 2\ndirections: [{direction: d, weight: 1}]",
+            "line 3: x: given twice, first on line 2",
+        ),
+    ],
+)
+def test_keys_given_twice_that_are_read_are_errors(text, line):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text)
+    assert line in caught.value.details
+
+
 def test_findings_are_warnings_with_their_line_and_in_its_order(tmp_path):
     path = tmp_path / "recipe.yml"
     path.write_text(SOURCE + "    revision: v1\nselect_topk: .15\nmerge_methode: x\n")

@@ -3,6 +3,7 @@ import pytest
 
 from wsmerge.errors import RecipeError
 from wsmerge.recipe import Rule, load_recipe, parse_recipe, weight_from
+from wsmerge.recipe.document import read_value
 
 GOOD = "base_model: b\ndirections:\n  - direction: d\n    weight: 1\n"
 
@@ -203,12 +204,47 @@ def test_recipes_of_other_tools_are_refused_by_name(text, tool):
         ("a: 1\nb: \x07\n", "line 2: not YAML: the character '\\x07' may not stand in it"),
         ("a: *b\n", "line 1: not YAML: found undefined alias 'b'"),
         ("a: !!python/name:os.system x\n", "line 1: not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'"),
-        ("[" * 5000, "line 1: not a recipe: nested too deeply"),
+        ("[" * 5000, "line 1: nested too deeply"),
         ("? [a]\n: 1\n", "line 1: not YAML: while constructing a mapping, found unhashable key"),
     ],
 )  # fmt: skip
 def test_what_is_no_yaml_mapping(text, problem):
     assert problems_of(text) == [problem]
+
+
+def bomb(levels, width, form):
+    lines = ["k0: &k0 {x: 1}"]
+    for level in range(1, levels):
+        parts = ", ".join([f"*k{level - 1}"] * width)
+        lines.append(f"k{level}: &k{level} {form.format(f'[{parts}]')}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("form", ["{{<<: {}}}", "{}", "{{a: {}}}"])
+def test_aliases_of_aliases_are_bounded(form):
+    # Of the first, PyYAML would copy the pairs 30^9 times.
+    with pytest.raises(RecipeError, match="values of it"):
+        parse_recipe(GOOD + bomb(10, 30, form))
+    with pytest.raises(RecipeError, match="values of it"):
+        read_value(bomb(10, 30, form))
+    assert read_value(bomb(3, 30, "{{<<: {}}}"))["k2"] == {"x": 1}
+
+
+def test_other_yaml_is_read_by_the_same_rules():
+    assert read_value("") is None
+    assert read_value("a: 8:15\nb: 2024-01-01\nc: [1, 2.5]") == {"a": "8:15", "b": "2024-01-01", "c": [1, 2.5]}
+    with pytest.raises(RecipeError) as caught:
+        read_value("a: {x: 1, x: 2}", "t.yaml")
+    assert caught.value.details == ("t.yaml:1: a.x: given twice, first on line 1",)
+    with pytest.raises(RecipeError, match="second document"):
+        read_value("a: 1\n---\nb: 1\n")
+
+
+@pytest.mark.parametrize("key", ["dtype", "chat_template"])
+def test_empty_text_means_no_key(key):
+    merge = "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n"
+    assert parse_recipe(f'{merge}{key}: ""').recipe == parse_recipe(merge).recipe
+    assert parse_recipe(f'{GOOD}{key}: ""').recipe == parse_recipe(GOOD).recipe
 
 
 def test_tabs_and_documents_come_with_advice():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 
 from wsmerge.api.findings import text_findings
+from wsmerge.api.opening import open_directions
 from wsmerge.api.recipes import plan
 from wsmerge.api.settings import RecipeLike, Settings, loaded_recipes
-from wsmerge.errors import WsmergeError
+from wsmerge.engine.merging.models import Models
+from wsmerge.engine.merging.references import input_references
+from wsmerge.errors import ModelAbsentError, WsmergeError
 from wsmerge.recipe import Finding, LoadedRecipe
 from wsmerge.recipe.chain import intermediate, model_references
 from wsmerge.recipe.findings import Level
@@ -53,16 +57,31 @@ def _of_models(loaded: LoadedRecipe, names: set[str], store: Registry | None, se
                 if line not in told:
                     yield Finding("warning", "models", loaded.where(), line)
     except WsmergeError as error:
-        level: Level = "info" if _is_absent(error) else "error"
-        details = "".join(f"\n  - {line}" for line in error.details)
-        message = f"{error.where}: {error.message}{details}" if error.where else f"{error.message}{details}"
-        yield Finding(level, error.code, loaded.where(), message, error.hint)
+        # Planning stops at the first input that is not here; the others may still be wrong.
+        yield from list(_of_inputs(loaded, store)) or [_finding(error, loaded.where())]
+
+
+def _of_inputs(loaded: LoadedRecipe, store: Registry | None) -> Iterator[Finding]:
+    """Which models and directions cannot be opened, one by one."""
+    with ExitStack() as opened:
+        models = opened.enter_context(Models(download=False))
+        for keys, reference in input_references(loaded.recipe):
+            try:
+                models.open(reference)
+            except WsmergeError as error:
+                yield _finding(error, loaded.where(*keys))
+        failures: list[tuple[str, WsmergeError]] = []
+        open_directions(loaded, store, opened, failures)
+        yield from (_finding(error, place) for place, error in failures)
+
+
+def _finding(error: WsmergeError, place: str) -> Finding:
+    level: Level = "info" if isinstance(error, ModelAbsentError) else "error"
+    details = "".join(f"\n  - {line}" for line in error.details)
+    message = f"{error.where}: {error.message}{details}" if error.where else f"{error.message}{details}"
+    return Finding(level, error.code, place, message, error.hint)
 
 
 def _needs(loaded: LoadedRecipe, names: set[str]) -> bool:
     """Whether another recipe of the file makes one of its models."""
     return any(intermediate(one.model.path, names) for _, one in model_references(loaded.recipe))
-
-
-def _is_absent(error: WsmergeError) -> bool:
-    return "cannot be reached" in error.message

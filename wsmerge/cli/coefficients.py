@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import yaml
-
-from wsmerge.errors import UsageError
+from wsmerge.errors import RecipeError, UsageError
 
 __all__ = ["coefficients", "number", "template_args", "weight"]
 
@@ -49,9 +47,11 @@ def number(text: str) -> float:
 
 def weight(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds; the recipe's schema checks it
     """A number, a gradient, or `{8-15: -1.5}` by layer, in YAML as in a recipe."""
+    from wsmerge.recipe.document import read_value
+
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return read_value(text)
+    except RecipeError as error:
         raise ValueError(f"{text!r} is no coefficient") from error
 
 
@@ -61,12 +61,14 @@ def template_args(given: Iterable[str] | None) -> dict[str, Any]:
     Raises:
         UsageError: a text that is no KEY=VALUE.
     """
+    from wsmerge.recipe.document import read_value
+
     found: dict[str, Any] = {}
     for text in given or ():
         key, sign, value = text.partition("=")
         try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            found[key] = read_value(value)
+        except RecipeError:
             sign = ""
         if not sign or not key.isidentifier():
             raise UsageError(

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.connection import Hub, telling
 from wsmerge.core.opening import check_held, expanded, open_regular, parse_json, read_whole
-from wsmerge.errors import CheckpointError, Problems, VerificationError, WsmergeError
+from wsmerge.errors import CheckpointError, ModelAbsentError, Problems, VerificationError, WsmergeError
 
 __all__ = [
     "ORIGIN_FILE",
@@ -78,7 +78,8 @@ def locate_model(text: str, *, revision: str | None = None, download: bool = Tru
         download: whether what is not here may be downloaded.
 
     Raises:
-        CheckpointError: there is no such path, and the Hub does not have it or cannot be reached.
+        CheckpointError: there is no such path, and the Hub does not have it or cannot be reached; `ModelAbsentError` where
+            nothing may be downloaded.
     """
     path = expanded(text)
     if _exists(path):
@@ -209,6 +210,14 @@ def _download(repo: str, revision: str | None, *, only_here: bool) -> Path:
         folder = download()
         if not any(folder.glob("*.safetensors")):
             folder = download(*_PICKLED)
+    except hub.LocalEntryNotFoundError as error:
+        if not only_here:
+            raise _hub_failure(error, repo, revision) from error
+        raise ModelAbsentError(
+            "neither a folder here nor in the Hub's cache",
+            where=f"{repo}@{revision}" if revision else repo,
+            hint=f"download it to have it checked too: hf download {repo}",
+        ) from error
     except (OSError, transport_error, hub.HFValidationError, hub.XetDownloadError) as error:
         raise _hub_failure(error, repo, revision) from error
     return folder

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import yaml
 
+from wsmerge.core.files import refuse_lfs_pointer
+from wsmerge.core.opening import open_regular
 from wsmerge.errors import RecipeError
 
-__all__ = ["Document", "Duplicate", "Keys", "kind_of", "read_document", "read_documents", "spell"]
+__all__ = [
+    "Document",
+    "Duplicate",
+    "Keys",
+    "kind_of",
+    "read_document",
+    "read_documents",
+    "read_text",
+    "read_value",
+    "spell",
+]
 
 Keys = tuple[str | int, ...]
 
 _TAG: Final = "tag:yaml.org,2002:"
 _MARKER: Final = re.compile(r"^---(?=\s)", re.MULTILINE)
 _MERGE: Final = f"{_TAG}merge"
+_LARGEST: Final = 1 << 24  # bytes; a checkpoint given by mistake is not read whole
+_MOST_NODES: Final = 1 << 20  # with each alias and merge key (`<<`) counted as what it stands for
 
 
 def spell(keys: Keys) -> str:
@@ -40,11 +57,22 @@ def kind_of(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller gave
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A key that a mapping gives twice; of such, YAML silently keeps the last. Lines count from 1."""
+    """A key that a mapping gives twice; of such, YAML silently keeps the last. Lines count from 1.
 
-    keys: Keys
+    Attributes:
+        places: everywhere that the mapping stands: where it is written, and where an alias or a merge key (`<<`) stands for it.
+        line: of the later one.
+        first: line of the earlier one.
+    """
+
+    places: tuple[Keys, ...]
     line: int
     first: int
+
+    @property
+    def told(self) -> str:
+        """What a message says of it."""
+        return f"given twice, first on line {self.first}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +163,7 @@ def read_documents(text: str, name: str = "") -> tuple[Document, ...]:
     Raises:
         RecipeError: not YAML, or nothing in it; with the line.
     """
-    try:
+    with _telling(text, name):
         loader = _Loader(text)
         nodes = [node for node in _nodes(loader) if node.tag != f"{_TAG}null"]
         if not nodes:
@@ -143,11 +171,61 @@ def read_documents(text: str, name: str = "") -> tuple[Document, ...]:
             raise _error(name, 1, "the recipe is empty", needed)
         texts = _split(text, [node.start_mark.index for node in nodes])
         # Duplicates first: the loader writes the keys of merges (`<<`) into the nodes.
-        duplicates = [tuple(_duplicates(node)) for node in nodes]
+        duplicates = [_duplicates(node) for node in nodes]
         return tuple(
             Document(loader.construct_document(node), name, node, again, part)
             for node, again, part in zip(nodes, duplicates, texts, strict=True)
         )
+
+
+def read_value(text: str, name: str = "") -> Any:  # noqa: ANN401 - whatever the YAML holds
+    """The data of the one YAML document in `text`, None where it is empty; for files that are no recipes.
+
+    Raises:
+        RecipeError: not YAML, several documents, or keys given twice; with their lines.
+    """
+    with _telling(text, name):
+        loader = _Loader(text)
+        nodes = list(_nodes(loader))
+        if len(nodes) > 1:
+            raise _error(name, nodes[1].start_mark.line + 1, "a second document begins, where one is expected")
+        if not nodes:
+            return None
+        again = Document(None, name, nodes[0], _duplicates(nodes[0]))
+        value = loader.construct_document(nodes[0])
+    if again.duplicates:
+        lines = tuple(f"{again.at(one.line, *one.places[0])}: {one.told}" for one in again.duplicates)
+        raise RecipeError("keys are given twice", where=name or None, details=lines)
+    return value
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of settings (UTF-8).
+
+    Raises:
+        RecipeError: it cannot be read, is too large to be one, or is no text.
+    """
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            data = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    refuse_lfs_pointer(data, str(path), RecipeError)
+    if len(data) > _LARGEST:
+        raise RecipeError("too large for a recipe", where=str(path), hint="name the recipe, not the checkpoint")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"byte {data[error.start]:#04x} is not UTF-8"
+        raise RecipeError(message, where=f"{path}:{line}", hint="save it as UTF-8") from error
+
+
+@contextmanager
+def _telling(text: str, name: str) -> Iterator[None]:
+    """Turn what PyYAML raises about `text` into errors with a line of the file `name`."""
+    try:
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         hint = "YAML is indented with spaces, never with tabs" if "\\t" in str(error.problem) else None
@@ -157,7 +235,7 @@ def read_documents(text: str, name: str = "") -> tuple[Document, ...]:
         line = text.count("\n", 0, error.position) + 1
         raise _error(name, line, f"not YAML: the character {chr(error.character)!r} may not stand in it") from error
     except RecursionError as error:
-        raise _error(name, 1, "not a recipe: nested too deeply") from error
+        raise _error(name, 1, "nested too deeply") from error
 
 
 def _error(name: str, line: int, message: str, hint: str | None = None) -> RecipeError:
@@ -176,28 +254,52 @@ def _nodes(loader: _Loader) -> Iterator[yaml.Node]:
     while loader.check_node():
         node = loader.get_node()
         if node is not None:
+            if _expanded(node, {}) > _MOST_NODES:
+                hint = "write out what is meant, without aliases of aliases"
+                raise yaml.MarkedYAMLError(problem=f"its aliases make more than {_MOST_NODES:,} values of it; {hint}")
             yield node
 
 
-def _duplicates(root: yaml.Node) -> Iterator[Duplicate]:
-    # An alias is the node that it stands for, so a node seen before is not entered again (it may hold itself).
-    seen: set[int] = set()
-    waiting: list[tuple[Keys, yaml.Node]] = [((), root)]
-    while waiting:
-        keys, node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += [((*keys, index), item) for index, item in enumerate(node.value)]
-        elif isinstance(node, yaml.MappingNode):
-            first_lines: dict[str, int] = {}
-            for key, item in node.value:
-                name, line = str(key.value), key.start_mark.line + 1
-                if key.tag != _MERGE and name in first_lines:
-                    yield Duplicate((*keys, name), line, first_lines[name])
-                first_lines.setdefault(name, line)
-                waiting.append(((*keys, name), item))
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values that a node stands for, those of its aliases counted each time."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 1  # of a node that holds itself
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _duplicates(root: yaml.Node) -> tuple[Duplicate, ...]:
+    found: dict[tuple[int, int], dict[Keys, None]] = {}
+    _note_duplicates(root, (), (), found)
+    return tuple(Duplicate(tuple(places), *lines) for lines, places in found.items())
+
+
+def _note_duplicates(
+    node: yaml.Node, keys: Keys, above: tuple[yaml.Node, ...], found: dict[tuple[int, int], dict[Keys, None]]
+) -> None:
+    """Note the places of every key that is given twice, by its line and the first one's; a node may hold itself."""
+    if node in above:
+        return
+    above = (*above, node)
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _note_duplicates(item, (*keys, index), above, found)
+    elif isinstance(node, yaml.MappingNode):
+        first_lines: dict[str, int] = {}
+        for key, item in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if key.tag == _MERGE:
+                merged = item.value if isinstance(item, yaml.SequenceNode) else [item]
+                for part in merged:
+                    _note_duplicates(part, keys, above, found)
+                continue
+            if name in first_lines:
+                found.setdefault((line, first_lines[name]), {})[*keys, name] = None
+            first_lines.setdefault(name, line)
+            _note_duplicates(item, (*keys, name), above, found)
 
 
 def _child(node: yaml.Node, key: str | int) -> tuple[yaml.Node, yaml.Mark] | None:

@@ -132,13 +132,15 @@ _BESIDE_MODEL: Final = {
 _PARAMETERS: Final = frozenset(parameter.name for method in METHODS.values() for parameter in method.parameters)
 
 
-def key_findings(document: Document) -> Iterator[Finding]:
+def key_findings(document: Document) -> list[Finding]:
     """One for each key that nothing reads, in a recipe that merges models."""
     if not isinstance(document.value, Mapping) or not is_merge(document.value):
-        return
-    for keys, place, mapping in _unread((), document.value, Recipe):
-        code, message, hint = _told(str(keys[-1]), place, mapping)
-        yield Finding("warning", code, document.where(*keys), message, hint, keys)
+        return []
+    return [
+        Finding("warning", code, document.where(*keys), message, hint, keys)
+        for keys, place, mapping in _unread((), document.value, Recipe)
+        for code, message, hint in (_told(str(keys[-1]), place, mapping),)
+    ]
 
 
 _Unread = tuple[Keys, _Place, Mapping[Any, Any]]

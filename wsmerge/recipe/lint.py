@@ -5,7 +5,7 @@ Each finding has a code that programs may match on:
     unknown-method, bad-inputs, direction-without-base, base-as-input, local-revision, bad-chat-template
     negative-range, reversed-range, empty-range, no-layers, unequal-ranges, extra-sources
     missing-parameter, unread-parameter, bad-value, bad-epsilon, gradient-tail
-    unknown-key, misplaced-key, dead-key, sibling-revision, sibling-lora     found while the recipe is read
+    unknown-key, misplaced-key, dead-key, duplicate-key, sibling-revision, sibling-lora     found while the recipe is read
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ _SHORTEST: Final = 20  # characters of a text that mergekit takes for a template
 
 def lint_recipe(loaded: LoadedRecipe) -> list[Finding]:
     """Everything that can be told of a recipe without its models, in the order of its lines, each once."""
-    told: dict[tuple[str, Keys, str], Finding] = {(one.code, one.keys, one.message): one for one in loaded.findings}
+    told: dict[tuple[str, str, str], Finding] = {(one.code, one.where, one.message): one for one in loaded.findings}
     for level, code, keys, message, hint in _all(loaded.recipe):
-        told.setdefault((code, keys, message), Finding(level, code, loaded.where(*keys), message, hint, keys))
+        found = Finding(level, code, loaded.where(*keys), message, hint, keys)
+        told.setdefault((code, found.where, message), found)
     return sorted(told.values(), key=lambda one: loaded.document.line(*one.keys))
 
 

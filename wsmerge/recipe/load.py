@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pydantic import ValidationError
 
-from wsmerge.core.opening import open_regular
 from wsmerge.errors import Problems, RecipeError
-from wsmerge.recipe.document import Document, kind_of, read_document, read_documents, spell
+from wsmerge.recipe.document import Document, Duplicate, Keys, kind_of, read_document, read_documents, read_text, spell
 from wsmerge.recipe.findings import Finding, key_findings
 from wsmerge.recipe.schema import DirectionEntry, Recipe, Rule, Weight
 from wsmerge.recipe.structure import given_keys, structure_faults
@@ -21,8 +19,6 @@ from wsmerge.recipe.tools import refuse_other_tools
 from wsmerge.recipe.wording import meant_at_the_top, problems_in
 
 __all__ = ["LoadedRecipe", "load_recipe", "load_recipes", "parse_recipe", "parse_recipes", "weight_from"]
-
-_LARGEST: Final = 1 << 24  # a recipe is some lines of text; a checkpoint given by mistake is not read whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +57,7 @@ def load_recipe(path: str | Path) -> LoadedRecipe:
             its place.
     """
     path = Path(path)
-    return _loaded(read_document(_text_of(path), str(path)), path)
+    return _loaded(read_document(read_text(path), str(path)), path)
 
 
 def load_recipes(path: str | Path) -> tuple[LoadedRecipe, ...]:
@@ -71,7 +67,7 @@ def load_recipes(path: str | Path) -> tuple[LoadedRecipe, ...]:
         RecipeError: as `load_recipe`; or two have one name, or two have none.
     """
     path = Path(path)
-    return _all_loaded(read_documents(_text_of(path), str(path)), path)
+    return _all_loaded(read_documents(read_text(path), str(path)), path)
 
 
 def parse_recipe(source: str | Mapping[str, Any]) -> LoadedRecipe:
@@ -90,22 +86,6 @@ def parse_recipes(text: str) -> tuple[LoadedRecipe, ...]:
         RecipeError: as `load_recipes`.
     """
     return _all_loaded(read_documents(text), None)
-
-
-def _text_of(path: Path) -> str:
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            data = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    if len(data) > _LARGEST:
-        raise RecipeError("too large for a recipe", where=str(path), hint="name the recipe, not the checkpoint")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        message = f"byte {data[error.start]:#04x} is not UTF-8"
-        raise RecipeError(message, where=f"{path}:{line}", hint="save the recipe as UTF-8") from error
 
 
 def weight_from(value: Any) -> Weight:  # noqa: ANN401 - the forms below, out of any array library
@@ -177,7 +157,9 @@ def _read(document: Document) -> tuple[Recipe, tuple[Finding, ...]]:
         raise RecipeError(message, where=document.where() or None)
     refuse_other_tools(document.value, document.where() or None)
     recipe = None
-    found = [(again.line, again.keys, f"given twice, first on line {again.first}") for again in document.duplicates]
+    findings = key_findings(document)
+    read_twice, unread_twice = _duplicates(document, findings)
+    found = [(one.line, keys, one.told) for one, keys in read_twice]
     misspelt = meant_at_the_top(str(key) for key in document.value)
     for key, fault in structure_faults(given_keys(document.value)):
         if not (fault.startswith("missing") and key in misspelt):
@@ -186,7 +168,7 @@ def _read(document: Document) -> tuple[Recipe, tuple[Finding, ...]]:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:
         found += [(document.line(*keys), keys, message) for keys, message in problems_in(error)]
-    findings = sorted(key_findings(document), key=lambda one: document.line(*one.keys))
+    findings = sorted((*findings, *unread_twice), key=lambda one: document.line(*one.keys))
     if recipe is not None and not found:
         return recipe, tuple(findings)
     # The keys that nothing reads are often why others are missing, so they are told with the errors.
@@ -195,3 +177,22 @@ def _read(document: Document) -> tuple[Recipe, tuple[Finding, ...]]:
     for line, keys, message in sorted(found, key=lambda problem: problem[0]):
         problems.add(f"{document.at(line, *keys)}: {message}")
     raise RecipeError("not a valid recipe", where=document.name or None, details=problems.lines)
+
+
+def _duplicates(document: Document, unread: Sequence[Finding]) -> tuple[list[tuple[Duplicate, Keys]], list[Finding]]:
+    """The keys given twice that something reads, each with a place; and a warning for each other one."""
+    ignored = {one.keys for one in unread}
+    read: list[tuple[Duplicate, Keys]] = []
+    told: list[Finding] = []
+    for one in document.duplicates:
+        place = next((keys for keys in one.places if not _lies_in(keys, ignored)), None)
+        if place is not None:
+            read.append((one, place))
+        else:
+            where = document.at(one.line, *one.places[0])
+            told.append(Finding("warning", "duplicate-key", where, one.told, "remove or rename one", one.places[0]))
+    return read, told
+
+
+def _lies_in(keys: Keys, places: Collection[Keys]) -> bool:
+    return any(keys[:length] in places for length in range(1, len(keys) + 1))

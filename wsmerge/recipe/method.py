@@ -7,6 +7,7 @@ for each input but the base. `Method.base` says what a recipe's base_model is to
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,11 +61,14 @@ class Parameter:
             RecipeError: it cannot be one.
         """
         try:
-            return _adapter(self.type).validate_python(value)
+            valid = _adapter(self.type).validate_python(value)
         except ValidationError as error:
             found = error.errors(include_url=False)[0]["msg"]
             reason = found[:1].lower() + found[1:]
             raise RecipeError(f"{self.name} cannot be {value!r}: {reason}") from error
+        if isinstance(valid, float) and not math.isfinite(valid):  # `nan` and `1e999` are text in YAML
+            raise RecipeError(f"{self.name} cannot be {value!r}: it is not finite")
+        return valid
 
 
 @dataclass(frozen=True, slots=True)

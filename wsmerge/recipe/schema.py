@@ -84,6 +84,7 @@ def _weight_form(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller
     return "<rule>" if isinstance(value, Mapping | Rule) else _value_form(value)
 
 
+_NoneIfEmpty = BeforeValidator(lambda value: None if value == "" else value)  # as in mergekit
 Gradient = Annotated[tuple[Number, ...], Field(min_length=1)]
 Layers = Annotated[int | str | tuple[int | str, ...], BeforeValidator(_layers)]
 Value = Annotated[
@@ -167,10 +168,10 @@ class Recipe(_Part):
     slices: Slices = None
     modules: Modules = None
     parameters: dict[str, Setting] | None = None
-    dtype: DTypeName | None = None
+    dtype: Annotated[DTypeName | None, _NoneIfEmpty] = None
     tokenizer_source: TokenizerSource | None = None
     tokenizer: TokenizerSettings | None = None
-    chat_template: Text | None = None
+    chat_template: Annotated[Text | None, _NoneIfEmpty] = None
     directions: Annotated[tuple[DirectionEntry, ...], Field(min_length=1)] = ()
     out_dtype: DTypeName | None = None
 

@@ -20,8 +20,9 @@ def is_merge(recipe: Mapping[Any, Any]) -> bool:
 
 
 def given_keys(recipe: Mapping[Any, Any]) -> set[str]:
-    """The keys that say something: not null, and not an empty list or mapping of models."""
-    said = {str(key) for key, value in recipe.items() if value is not None and (key not in INPUTS or value)}
+    """The keys that say something: not null, no empty list or mapping of models, no empty `dtype` or `chat_template`."""
+    may_be_empty = (*INPUTS, "dtype", "chat_template")
+    said = {str(key) for key, value in recipe.items() if value is not None and (key not in may_be_empty or value)}
     return said | ({"directions"} & recipe.keys())  # these may not be null, which the schema tells
 
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from pydantic import ValidationError
 
-from wsmerge.core.opening import read_whole
-from wsmerge.errors import Problems, UsageError
+from wsmerge.errors import Problems, RecipeError, UsageError
+from wsmerge.recipe.document import read_text, read_value
 
 __all__ = ["problem_lines", "read_yaml", "validated"]
 
@@ -25,12 +24,13 @@ def read_yaml(path: Path, what: str) -> object:
         what: what it is called in messages: `sweep file`.
 
     Raises:
-        UsageError: it cannot be read, or is not YAML.
+        UsageError: it cannot be read, is not YAML, or gives a key twice.
     """
     try:
-        return yaml.safe_load(read_whole(path).decode())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read the {what}: {error}", where=str(path)) from error
+        return read_value(read_text(path), str(path))
+    except RecipeError as error:
+        message = f"cannot read the {what}: {error.message}"
+        raise UsageError(message, where=error.where, hint=error.hint, details=error.details) from error
 
 
 def validated(
