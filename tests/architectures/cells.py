@@ -19,6 +19,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,7 +35,7 @@ from wsmerge.engine.architecture import architecture_of
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.plan import PlanOptions
 
-__all__ = ["RECIPES", "Cell", "Sources", "UnsoundError", "judge"]
+__all__ = ["RECIPES", "Case", "Cell", "Sources", "UnsoundError", "judge"]
 
 RECIPES: Final = ("identity", "linear", "slerp", "ties", "stack", "cut", "shift")
 _WEIGHTS: Final = (0.3, 0.7)
@@ -105,12 +106,12 @@ class Sources:
 
 def judge(sources: Sources, recipe: str, folder: Path) -> Cell:
     """Merge by `recipe` with both, and compare."""
-    made = _Recipe(sources, recipe)
+    made = Case(sources, recipe)
     ours, theirs = folder / "ours", folder / "theirs"
     for path in (ours, theirs):
         shutil.rmtree(path, ignore_errors=True)
     try:
-        text = made.text()
+        text = made.text
         with _quietly():
             wsmerge.merge(text, ours, settings=wsmerge.Settings(options=PlanOptions(threads=1)))
         refusal = None
@@ -126,7 +127,7 @@ def judge(sources: Sources, recipe: str, folder: Path) -> Cell:
     return _compared(made, ours, theirs, mergekit, sound)
 
 
-def _compared(made: _Recipe, ours: Path, theirs: Path, mergekit: str, sound: _Loaded | None) -> Cell:
+def _compared(made: Case, ours: Path, theirs: Path, mergekit: str, sound: _Loaded | None) -> Cell:
     try:
         loaded = made.check(ours)
     except UnsoundError as error:
@@ -135,13 +136,13 @@ def _compared(made: _Recipe, ours: Path, theirs: Path, mergekit: str, sound: _Lo
         return Cell("loads", "", mergekit)
     if _stored_equal(ours, theirs):
         return Cell("same", "", mergekit)
-    differing = [key for key, value in loaded.tensors.items() if not _equal(value, sound.tensors[key])]
+    differing = [key for key, value in loaded.tensors.items() if not _equal(value, sound.tensors.get(key))]
     if differing:
         return Cell("fault", f"{len(differing)} tensors are not mergekit's: {differing[0]}", mergekit)
     return Cell("same", "stored in another layout", mergekit)
 
 
-class _Recipe:
+class Case:
     """A recipe over the sources, and what its result has to be."""
 
     def __init__(self, sources: Sources, name: str) -> None:
@@ -149,7 +150,9 @@ class _Recipe:
         self._name = name
         self._ranges = _RANGES.get(name, _cut)
 
+    @cached_property
     def text(self) -> str:
+        """The recipe; modules with the most layers are sliced alike, the others taken whole."""
         base, (one, two) = str(self._sources.base), map(str, self._sources.tuned)
         weighted = [
             {"model": model, "parameters": {"weight": w}} for model, w in zip((base, one), _WEIGHTS, strict=True)
@@ -244,7 +247,9 @@ class _Recipe:
         _refuse(wrong, "have other values than the layer they come from")
         for name, sources in moved.items():
             for place, source in enumerate(sources):
-                _check_kind(f"{name}.{place}", after[name][place], before[name][source], (place, source))
+                _check_kind(
+                    f"{name}.{place}", after[name][place], before[name][source], (place, source), list(before[name])
+                )
 
 
 def _stack(count: int) -> list[list[int]]:
@@ -282,24 +287,28 @@ def _moved_from(key: str, moved: Mapping[str, Sequence[int]]) -> str:
     return key
 
 
-def _check_kind(where: str, layer: nn.Module, source: nn.Module, places: tuple[int, int]) -> None:
-    """Hold that a layer behaves as the one it was copied from: the same modules with the same settings."""
+def _check_kind(
+    where: str, layer: nn.Module, source: nn.Module, places: tuple[int, int], layers: Sequence[nn.Module]
+) -> None:
+    """Hold that a layer behaves as the one it was copied from: the same modules with the same settings.
+
+    A layer's own number may differ, and a fraction that is another one for each of the layers.
+    """
     ours, theirs = dict(layer.named_modules()), dict(source.named_modules())
     if set(ours) != set(theirs):
         raise UnsoundError(f"{where} is another kind of layer than its source: {min(set(ours) ^ set(theirs))}")
     for name, module in ours.items():
         if type(module) is not type(theirs[name]):
-            raise UnsoundError(
-                f"{where}.{name} is a {type(module).__name__}, its source a {type(theirs[name]).__name__}"
-            )
-        mine, other = vars(module), vars(theirs[name])
-        for key, value in mine.items():
-            if not isinstance(value, bool | int | float | str | None) or (value, other.get(key)) == places:
+            raise UnsoundError(f"{where}.{name} is a {type(module).__name__}, its source {type(theirs[name]).__name__}")
+        for key, value in vars(module).items():
+            wanted = vars(theirs[name]).get(key)
+            if not isinstance(value, bool | int | float | str | None) or value == wanted or (value, wanted) == places:
                 continue
-            if value != other.get(key):
-                raise UnsoundError(
-                    f"{where}.{name}.{key} is {value}, of its source {other.get(key)}".replace("..", ".")
-                )
+            if isinstance(value, float):
+                all_values = [vars(dict(item.named_modules()).get(name, module)).get(key) for item in layers]
+                if len(set(all_values)) == len(all_values):
+                    continue
+            raise UnsoundError(f"{where}.{name}.{key} is {value}, of its source {wanted}".replace("..", "."))
 
 
 def _load(name: str, folder: Path) -> _Loaded:
@@ -343,11 +352,11 @@ def _stored_equal(ours: Path, theirs: Path) -> bool:
     )
 
 
-def _mergekit(made: _Recipe, out: Path, folder: Path) -> tuple[str, _Loaded | None]:
+def _mergekit(made: Case, out: Path, folder: Path) -> tuple[str, _Loaded | None]:
     """What mergekit does, in words, and what it made where that is sound."""
     try:
         with _quietly():
-            run_mergekit(made.text(), out, copy_tokenizer=False)
+            run_mergekit(made.text, out, copy_tokenizer=False)
     except Exception as error:  # noqa: BLE001 - any of them
         return f"refuses: {type(error).__name__}: {_plain(str(error), folder)}", None
     try:

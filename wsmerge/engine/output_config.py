@@ -15,12 +15,14 @@ deriving it from the position of the layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 from wsmerge.engine.tying import TEXT_SECTIONS
 
-__all__ = ["output_config"]
+__all__ = ["holders", "output_config", "per_layer_keys"]
 
 Json = dict[str, Any]
 
@@ -46,11 +48,23 @@ _INDEX_LISTS: Final = frozenset(
         "full_attn_idxs",
         "fullatt_block_indexes",
         "global_attn_indexes",
+        "hybrid_layer_ids",
         "mlp_only_layers",
         "moe_layers",
+        "rope_scaling_layers",
         "window_block_indices",
     }
 )
+# How many of the first layers are of a kind of their own, and how many of the last.
+_FIRST: Final = (
+    "first_k_dense_replace",
+    "num_dense_layers",
+    "n_dense_layers",
+    "moe_layer_start_index",
+    "max_window_layers",
+)
+_LAST: Final = ("num_kv_shared_layers",)
+_NAMES_LAYERS: Final = re.compile(r"layer|type|pattern|block|rope|mode")
 # Lists that can be as long as the model has layers by accident.
 _NOT_OF_LAYERS: Final = ("token_id", "token_ids", "tokens", "architectures", "mtp_", "feature_layer", "keys_to_ignore")
 
@@ -82,7 +96,7 @@ def output_config(
     for key, count in (layers or {}).items():
         _set_layers(config, key, count, (source_layers or {}).get(key))
     if vocab_size is not None:
-        for section, name in _holders(config, vocab_size_key):
+        for section, name in holders(config, vocab_size_key):
             section[name] = vocab_size
     if untied:
         for section in _text_sections(config):
@@ -101,7 +115,7 @@ def _set_dtype(config: Json, dtype: str) -> None:
 
 
 def _set_layers(config: Json, key: str, count: int, sources: Sequence[int] | None) -> None:
-    for section, name in _holders(config, key):
+    for section, name in holders(config, key):
         before = section.get(name)
         section[name] = count
         if not isinstance(before, int):
@@ -110,8 +124,11 @@ def _set_layers(config: Json, key: str, count: int, sources: Sequence[int] | Non
             before = len(known) if isinstance(known, list) else None
         if sources is None and count == before:
             continue
+        picked = range(count) if sources is None else sources
         for listed in [item for item in section if isinstance(section[item], list | str)]:
-            _pick(section, listed, before, range(count) if sources is None else sources)
+            _pick(section, listed, before, picked)
+        if before is not None:
+            _count_kinds(section, before, picked)
 
 
 def _pick(section: Json, name: str, before: int | None, sources: Sequence[int]) -> None:
@@ -120,8 +137,7 @@ def _pick(section: Json, name: str, before: int | None, sources: Sequence[int]) 
     if name in _INDEX_LISTS:
         section[name] = [layer for layer, source in enumerate(sources) if source in held]
         return
-    of_layers = isinstance(held, list) or name == "hybrid_override_pattern"
-    if not of_layers or before is None or len(held) != before or any(part in name for part in _NOT_OF_LAYERS):
+    if before is None or not _is_per_layer(name, held, before):
         return
     if max(sources, default=-1) >= before:
         # Another model's layer, of which the donor's list says nothing.
@@ -131,7 +147,42 @@ def _pick(section: Json, name: str, before: int | None, sources: Sequence[int]) 
     section[name] = "".join(picked) if isinstance(held, str) else picked
 
 
-def _holders(config: Json, key: str) -> list[tuple[Json, str]]:
+def _count_kinds(section: Json, before: int, sources: Sequence[int]) -> None:
+    """Follow what is said of the first or last layers; where they are not in one piece any more, the first piece counts."""
+    for name in _FIRST:
+        if isinstance(section.get(name), int) and 0 < section[name] < before:
+            section[name] = _run(source < section[name] for source in sources)
+    for name in _LAST:
+        if isinstance(section.get(name), int) and section[name] > 0:
+            section[name] = _run(source >= before - section[name] for source in reversed(sources))
+    if isinstance(section.get("moe_layer_end_index"), int) and section["moe_layer_end_index"] >= 0:
+        section["moe_layer_end_index"] = _run(source <= section["moe_layer_end_index"] for source in sources) - 1
+    overrides = section.get("per_layer_config")
+    if isinstance(overrides, dict):
+        by_layer = {int(layer): value for layer, value in overrides.items()}
+        section["per_layer_config"] = {
+            str(layer): by_layer[source] for layer, source in enumerate(sources) if source in by_layer
+        }
+
+
+def _run(values: Iterable[bool]) -> int:
+    return sum(1 for _ in takewhile(bool, values))
+
+
+def per_layer_keys(section: Mapping[str, Any], count: int) -> list[str]:
+    """The lists of a filled-in configuration that have one entry a layer."""
+    return [name for name, held in section.items() if _is_per_layer(name, held, count) and _NAMES_LAYERS.search(name)]
+
+
+def _is_per_layer(name: str, held: object, count: int) -> bool:
+    if isinstance(held, str) and name != "hybrid_override_pattern":
+        return False
+    if not isinstance(held, str | list | tuple) or len(held) != count:
+        return False
+    return name not in _INDEX_LISTS and not any(part in name for part in _NOT_OF_LAYERS)
+
+
+def holders(config: Json, key: str) -> list[tuple[Json, str]]:
     """The sections that hold the value of a dotted key, with the name that it has there; at least one.
 
     A key of the top is looked for in the text model's section too, which is what the model reads where it is there. A

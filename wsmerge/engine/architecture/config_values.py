@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -47,27 +48,32 @@ def count_at(config: Config, key: str) -> int:
     return found
 
 
-def full_config(config: Config, *, needed: str) -> Any:  # noqa: ANN401 - one of transformers' many classes
+def full_config(config: Config, *, needed: str, kind: Any = None) -> Any:  # noqa: ANN401 - one of transformers' many classes
     """`config` as transformers' own object, with every default filled in.
 
     Args:
         config: `config.json`.
         needed: the key that it is wanted for, named in the error.
+        kind: the class that the object must be of; None for the one of its `model_type`.
 
     Raises:
         CheckpointError: transformers does not know the `model_type`, or refuses the configuration.
     """
-    from transformers import CONFIG_MAPPING  # noqa: PLC0415 - slow to load, and rarely needed
+    from transformers import CONFIG_MAPPING, PreTrainedConfig  # noqa: PLC0415 - slow to load, and rarely needed
 
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+    name = config.get("model_type")
+    mapped = CONFIG_MAPPING[name] if isinstance(name, str) and name in CONFIG_MAPPING else None
+    if mapped is None or (kind is not None and not issubclass(mapped, kind)):
+        mapped = kind
+    if mapped is None:
         raise CheckpointError(
-            f"config.json has no {needed}, and transformers knows no defaults for model_type {kind!r}",
+            f"config.json has no {needed}, and transformers knows no defaults for model_type {name!r}",
             where=needed,
             hint=f"add {needed} to the checkpoint's config.json",
         )
     try:
-        return CONFIG_MAPPING[kind].from_dict(dict(config))
+        # transformers stores infinity as {"__float__": "Infinity"}, and undoes that when it reads a file, not in `from_dict`.
+        return mapped.from_dict(PreTrainedConfig._decode_special_floats(copy.deepcopy(dict(config))))  # noqa: SLF001 - see above
     except Exception as error:
         raise CheckpointError(
             f"transformers refuses this config.json: {error}", where=needed, hint="correct the checkpoint's config.json"

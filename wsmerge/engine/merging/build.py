@@ -11,6 +11,7 @@ import numpy as np
 from wsmerge.core.dtypes import DType, dtype_named
 from wsmerge.core.tensors import DeltaSource, StoredName, TensorSpec
 from wsmerge.engine.architecture import Architecture, architecture_of, refuse_unheld_layers
+from wsmerge.engine.architecture.depth import Stack, stacked_config
 from wsmerge.engine.fit import Placement, place_deltas
 from wsmerge.engine.inputs.converted import ConversionCache
 from wsmerge.engine.inputs.rows import RowsInput
@@ -121,7 +122,7 @@ class _Planning:
         self._refuse_quantised()
         architecture = self._architecture()
         modules = self._modules(architecture)
-        config = self._config(architecture, modules)
+        config = self._config(modules)
         vocabulary = vocabulary_of(
             self._recipe, self._inputs, self._request.models, trust_remote_code=self._request.leave.trust_remote_code
         )
@@ -135,7 +136,9 @@ class _Planning:
         steps += self._carried(architecture, modules, undefined)
         reason = LeftOut(self._inputs, modules, all_undefined, self._noted, mergekit_bugs=bugs)
         plan = self._assemble(steps, vocabulary, reason)
-        files = self._files(architecture, modules, plan, vocabulary)
+        if vocabulary is None and not self._request.numerics.mergekit_bugs:
+            config = self._of_other_vocabulary(architecture, config, steps)
+        files = self._files(architecture, config, plan, vocabulary)
         return PlannedMerge(plan, files, tuple(dict.fromkeys(self._warnings)))
 
     def _refuse_quantised(self) -> None:
@@ -176,28 +179,72 @@ class _Planning:
                 )
         return modules
 
-    def _config(self, architecture: Architecture, modules: Sequence[Module]) -> Mapping[str, Any]:
-        """The configuration that the output's tensor names go by."""
-        if self._recipe.models:
-            return self._donor.config
-        return self._output_config(architecture, modules)
+    def _config(self, modules: Sequence[Module]) -> Mapping[str, Any]:
+        """The donor's configuration with the recipe's layers; the output's tensor names go by it."""
+        donor = self._donor.config
+        sliced = [module for module in modules if not self._is_whole(module)]
+        stacks = [
+            Stack(
+                module.name, module.architecture.num_layers_key, module.architecture.num_layers(donor), module.origins
+            )
+            for module in sliced
+        ]
+        moved = [stack for stack in stacks if not stack.is_unmoved]
+        if moved and not self._request.numerics.mergekit_bugs:
+            found = donor.get("architectures")
+            name = str(found[0]) if isinstance(found, list) and found else ""
+            return stacked_config(donor, moved, name=name, where=self._donor.label)
+        counted = [stack for stack in stacks if stack.key]
+        return output_config(
+            donor,
+            layers={str(stack.key): len(stack.layers) for stack in counted},
+            source_layers={str(stack.key): stack.sources for stack in counted},
+        )
 
     def _output_config(
         self,
         architecture: Architecture,
-        modules: Sequence[Module],
-        vocabulary: Vocabulary | None = None,
-        untied: bool | None = None,  # noqa: FBT001 - a fact beside the others, passed on by name
+        config: Mapping[str, Any],
+        vocabulary: Vocabulary | None,
+        untied: bool | None,  # noqa: FBT001 - a fact beside the others, passed on by name
     ) -> dict[str, Any]:
-        sliced = [module for module in modules if not self._is_whole(module) and module.architecture.num_layers_key]
         return output_config(
-            self._donor.config,
+            config,
             dtype=self._recipe.out_dtype or self._recipe.dtype,
-            layers={str(module.architecture.num_layers_key): module.length for module in sliced},
-            source_layers={str(module.architecture.num_layers_key): module.source_layers for module in sliced},
             vocab_size=vocabulary.config_vocab_size if vocabulary else None,
             vocab_size_key=architecture.vocab_size_key,
             untied=untied,
+        )
+
+    def _of_other_vocabulary(
+        self, architecture: Architecture, config: Mapping[str, Any], steps: Sequence[PlannedStep]
+    ) -> Mapping[str, Any]:
+        """`config` with the output's number of tokens, where that is not the donor's.
+
+        Raises:
+            CheckpointError: the embeddings are of different sizes, as where a stack begins and ends with layers of models
+                of different vocabularies.
+        """
+        along = {step.step.spec.name: step for step in steps if step.vocabulary_axis is not None}
+        rows = {name: step.step.spec.shape[step.vocabulary_axis or 0] for name, step in along.items()}
+        stored = self._donor.checkpoint.specs
+        had = {name: stored[name].shape[along[name].vocabulary_axis or 0] for name in rows if name in stored}
+        if not had or all(count == had.get(name, max(had.values())) for name, count in rows.items()):
+            return config
+        if len(set(rows.values())) == 1:
+            (count,) = set(rows.values())
+            self._warnings.append(
+                f"the output has embeddings of {count} tokens, and the tokenizer of {self._donor.label}, which has others"
+            )
+            return output_config(config, vocab_size=count, vocab_size_key=architecture.vocab_size_key)
+        raise CheckpointError(
+            "the models have different vocabularies, and the output would have embeddings of different sizes, which loads nowhere",
+            where=self._donor.label,
+            hint="add `tokenizer: {source: union}` (or base) to the recipe",
+            details=tuple(
+                f"{name}: {count} rows of {step.step.inputs[0].tensor.label}"
+                for (name, count), step in zip(rows.items(), along.values(), strict=True)
+            ),
         )
 
     def _is_whole(self, module: Module) -> bool:
@@ -340,7 +387,7 @@ class _Planning:
     def _files(
         self,
         architecture: Architecture,
-        modules: Sequence[Module],
+        config: Mapping[str, Any],
         plan: MergePlan,
         vocabulary: Vocabulary | None,
     ) -> OutputFiles:
@@ -353,7 +400,7 @@ class _Planning:
         template = chat_template_text(self._recipe.chat_template, [model.checkpoint.path for model in self._inputs])
         return OutputFiles(
             donor=self._donor.checkpoint.path,
-            config=self._output_config(architecture, modules, vocabulary, untied) if self._donor.config else None,
+            config=self._output_config(architecture, config, vocabulary, untied) if self._donor.config else None,
             vocabulary=vocabulary,
             chat_template=template,
             trust_remote_code=self._request.leave.trust_remote_code,

@@ -10,12 +10,13 @@ sources than the first, mergekit leaves the surplus out of what comes after the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from wsmerge.core.tensors import DeltaSource
-from wsmerge.engine.architecture import Architecture, ModuleArchitecture, Weight
+from wsmerge.engine.architecture import Architecture, Config, ModuleArchitecture, Weight
 from wsmerge.engine.merging.models import Model, Models
 from wsmerge.errors import CheckpointError, Problems, RecipeError
 from wsmerge.recipe.merging import InputModel, InputSlice, ModelReference, OutputModule, OutputSlice, Parameters
@@ -73,9 +74,13 @@ class Module:
         return sum(part.length for part in self.slices)
 
     @property
-    def source_layers(self) -> tuple[int, ...]:
-        """For each layer of the output, the layer of its slice's first source."""
-        return tuple(layer for part in self.slices for layer in range(*part.sources[0].layers))
+    def origins(self) -> tuple[tuple[tuple[Config, int], ...], ...]:
+        """For each layer of the output, the layers that are merged there: a configuration, and the number by it."""
+        return tuple(
+            tuple((source.model.config, source.layers[0] + index) for source in part.sources)
+            for part in self.slices
+            for index in range(part.length)
+        )
 
     @property
     def is_whole(self) -> bool:
@@ -143,7 +148,7 @@ def sites_of_output(
         layer = 0
         for part in module.slices:
             for index in range(part.length):
-                yield from _layer(module, part, index, module.architecture.layer(config, layer), parameters)
+                yield from _layer(module, part, index, layer, config, parameters)
                 layer += 1
         last = module.slices[-1]
         if mergekit_bugs:
@@ -159,16 +164,31 @@ def _edge(module: Module, part: Slice, weights: Sequence[Weight], parameters: Pa
 
 
 def _layer(
-    module: Module, part: Slice, index: int, weights: Sequence[Weight], parameters: Parameters | None
+    module: Module, part: Slice, index: int, number: int, config: Mapping[str, Any], parameters: Parameters | None
 ) -> Iterator[Site]:
+    """The tensors of the output's layer `number`, the `index`-th of its slice, each paired with those of its role."""
     t = index / (part.length - 1) if part.length > 1 else 1.0
     scopes = (part.parameters, module.parameters, parameters)
-    theirs = [module.architecture.layer(source.model.config, source.layers[0] + index) for source in part.sources]
-    for position, weight in enumerate(weights):
-        inputs = tuple(
-            SourceTensor(source, layer[position]) for source, layer in zip(part.sources, theirs, strict=True)
-        )
-        yield Site(weight, inputs, t, scopes, part.has_base)
+    weights = _by_role(module, config, number)
+    theirs = [_by_role(module, source.model.config, source.layers[0] + index) for source in part.sources]
+    for source, roles in zip(part.sources, theirs, strict=True):
+        if roles.keys() != weights.keys():
+            raise CheckpointError(
+                f"layer {number} of the output is another kind of layer than layer {source.layers[0] + index} of "
+                f"{source.model.label}, which the recipe puts there",
+                where=f"modules.{module.name}" if module.name != "default" else "slices",
+                hint="take layers from places where the model has the same kind of layer",
+                details=tuple(f"only one of them has {role}" for role in sorted(roles.keys() ^ weights.keys())),
+            )
+    for role, weight in weights.items():
+        inputs = (SourceTensor(source, roles[role]) for source, roles in zip(part.sources, theirs, strict=True))
+        yield Site(weight, tuple(inputs), t, scopes, part.has_base)
+
+
+def _by_role(module: Module, config: Mapping[str, Any], number: int) -> dict[str, Weight]:
+    """The weights of a layer by name, with the first place of the layer's number left open."""
+    here = re.compile(rf"(?<![^.]){number}(?![^.])")
+    return {here.sub("*", weight.name, count=1): weight for weight in module.architecture.layer(config, number)}
 
 
 def _parts(recipe: Recipe, architecture: Architecture) -> Mapping[str, OutputModule]:

@@ -69,12 +69,14 @@ class PlannedStep:
         written: its dtype in the output.
         source_name: the tensor of the base, or else of the first source, that it stands for; None where that has none.
         drawing: what decides when mergekit draws random numbers for it.
+        vocabulary_axis: the axis that token ids count along, None where there is none.
     """
 
     step: MergeStep
     written: DType
     source_name: str | None
     drawing: Drawing = field(default_factory=lambda: Drawing(()))
+    vocabulary_axis: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class StepBuilder:
             present.sort(key=lambda item: not item.source.is_base)
         floats = {item.tensor.spec.dtype.is_float for item in present}
         planned = self._merged(site, method, present) if floats == {True} else self._buffer(site, present)
-        return replace(planned, drawing=self._drawing(site))
+        return replace(planned, drawing=self._drawing(site), vocabulary_axis=site.weight.vocabulary_axis)
 
     def _is_stored(self, item: SourceTensor) -> bool:
         return is_present(item.weight, item.source.model.names)
