@@ -19,7 +19,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +31,7 @@ import wsmerge
 from tests.mergekit.models import fine_tune
 from tests.mergekit.oracle import read_tensors, run_mergekit
 from wsmerge.engine.architecture import architecture_of
+from wsmerge.engine.architecture.live import inferred
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.plan import PlanOptions
 
@@ -111,7 +111,7 @@ def judge(sources: Sources, recipe: str, folder: Path) -> Cell:
     for path in (ours, theirs):
         shutil.rmtree(path, ignore_errors=True)
     try:
-        text = made.text
+        text = made.text()
         with _quietly():
             wsmerge.merge(text, ours, settings=wsmerge.Settings(options=PlanOptions(threads=1)))
         refusal = None
@@ -150,9 +150,8 @@ class Case:
         self._name = name
         self._ranges = _RANGES.get(name, _cut)
 
-    @cached_property
-    def text(self) -> str:
-        """The recipe; modules with the most layers are sliced alike, the others taken whole."""
+    def text(self, *, mergekits: bool = False) -> str:
+        """The recipe, for mergekit on request; modules with the most layers are sliced alike, the others taken whole."""
         base, (one, two) = str(self._sources.base), map(str, self._sources.tuned)
         weighted = [
             {"model": model, "parameters": {"weight": w}} for model, w in zip((base, one), _WEIGHTS, strict=True)
@@ -172,14 +171,24 @@ class Case:
                 "models": [{"model": path, "parameters": {"weight": 0.6, "density": 1.0}} for path in (one, two)],
             },
         }
-        return yaml.safe_dump(parts[self._name] if self._name in parts else self._sliced(base), sort_keys=False)
+        return yaml.safe_dump(
+            parts[self._name] if self._name in parts else self._sliced(base, mergekits=mergekits), sort_keys=False
+        )
 
-    def _sliced(self, base: str) -> Mapping[str, Any]:
+    def _counts(self, *, mergekits: bool) -> dict[str, int]:
+        """The number of layers of each module, by the names that wsmerge or mergekit has for them."""
         checkpoint = Checkpoint(self._sources.base)
-        with _quietly():
-            architecture = architecture_of([checkpoint])
-            counts = {name: module.num_layers(checkpoint.config) for name, module in architecture.modules.items()}
-        checkpoint.close()
+        try:
+            with _quietly():
+                architecture = architecture_of([checkpoint])
+                if mergekits and architecture.is_inferred:
+                    architecture = inferred(self._sources.name, [checkpoint], checkpoint)
+                return {name: module.num_layers(checkpoint.config) for name, module in architecture.modules.items()}
+        finally:
+            checkpoint.close()
+
+    def _sliced(self, base: str, *, mergekits: bool) -> Mapping[str, Any]:
+        counts = self._counts(mergekits=mergekits)
 
         def slices(count: int) -> dict[str, Any]:
             ranges = self._ranges(count)
@@ -356,7 +365,7 @@ def _mergekit(made: Case, out: Path, folder: Path) -> tuple[str, _Loaded | None]
     """What mergekit does, in words, and what it made where that is sound."""
     try:
         with _quietly():
-            run_mergekit(made.text, out, copy_tokenizer=False)
+            run_mergekit(made.text(mergekits=True), out, copy_tokenizer=False)
     except Exception as error:  # noqa: BLE001 - any of them
         return f"refuses: {type(error).__name__}: {_plain(str(error), folder)}", None
     try:

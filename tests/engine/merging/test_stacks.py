@@ -46,7 +46,7 @@ def sources(tmp_path_factory):
 
 
 def carried_out(case, out):
-    wsmerge.merge(case.text, out)
+    wsmerge.merge(case.text(), out)
     case.check(out)  # raises what is wrong: keys, values, kinds of layers
 
 
@@ -58,7 +58,7 @@ def test_the_configuration_follows(sources, tmp_path, name, recipe):
 
 def test_the_check_finds_layers_of_another_kind(sources, tmp_path):
     case = Case(sources("SmolLM3ForCausalLM", "smollm3"), "cut")
-    wsmerge.merge(case.text, tmp_path / "out")
+    wsmerge.merge(case.text(), tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
     config["no_rope_layers"] = [1 - entry for entry in config["no_rope_layers"]]
     (tmp_path / "out/config.json").write_text(json.dumps(config))
@@ -80,7 +80,7 @@ def test_kinds_that_follow_from_the_position_are_written_down(sources, tmp_path)
     shutil.copytree(made.base, tmp_path / "base")
     (tmp_path / "base/config.json").write_text(json.dumps(config))
     case = Case(made, "cut")
-    wsmerge.merge(case.text.replace(str(made.base), str(tmp_path / "base")), tmp_path / "out")
+    wsmerge.merge(case.text().replace(str(made.base), str(tmp_path / "base")), tmp_path / "out")
     case.check(tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["layer_types"] == [kinds[0], kinds[1], kinds[3]]
 

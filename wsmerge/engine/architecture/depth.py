@@ -242,7 +242,7 @@ def _followed(
         except _CannotBuildError as error:
             problems.append(str(error))
             continue
-        if lists and (stack.key or "default" in alike or alike.issuperset(lists)):
+        if lists and (stack.key or "default" in alike or {_held_as(name, before) for name in alike}.issuperset(lists)):
             return _with_layers(config, key, stack, built), lists
     raise _refusal(where, problems or [f"no key of config.json counts the layers of {stack.module} alone"])
 
@@ -251,11 +251,24 @@ def _changed(one: _Skeleton, other: _Skeleton) -> list[str]:
     return [name for name, layers in other.lists.items() if name in one.lists and len(one.lists[name]) != len(layers)]
 
 
+def _held_as(module: str, skeleton: _Skeleton) -> str:
+    """The list of layers in memory that a module is, which may have been stored under other prefixes."""
+    words = set(module.split(".")) - {"model"}
+
+    def likeness(name: str) -> tuple[float, bool]:
+        parts = set(name.split(".")) - {"model"}
+        return len(words & parts) / len(words | parts), name == module
+
+    return max(skeleton.lists, key=likeness, default=module)
+
+
 def _candidates(config: Mapping[str, Any], stack: Stack) -> list[str]:
     """Dotted keys that hold the number of layers, those that sound like the module first."""
     words = set(re.split(r"[._]", stack.module))
 
     def walk(section: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if "num_hidden_layers" not in section and per_layer_keys(section, stack.before):
+            yield (*path, "num_hidden_layers")  # some classes count a list
         for key, value in section.items():
             if isinstance(value, Mapping):
                 yield from walk(value, (*path, key))

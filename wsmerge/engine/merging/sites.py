@@ -85,7 +85,8 @@ class Module:
     @property
     def is_whole(self) -> bool:
         """Whether its layers are all those of its first source, in their order."""
-        return self.source_layers == tuple(range(self.architecture.num_layers(self.slices[0].sources[0].model.config)))
+        count = self.architecture.num_layers(self.slices[0].sources[0].model.config)
+        return [sources[0][1] for sources in self.origins] == list(range(count))
 
 
 @dataclass(frozen=True, slots=True)
