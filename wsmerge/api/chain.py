@@ -26,6 +26,7 @@ from wsmerge.api.settings import RecipeLike, Settings, loaded_recipes
 from wsmerge.core.digest import canonical_json, sha256_hex
 from wsmerge.engine.merge import MergeReport
 from wsmerge.engine.placing import REPORT_FILE, place_of
+from wsmerge.engine.shards import file_stamp
 from wsmerge.engine.sidecars import carried_files
 from wsmerge.errors import UsageError
 from wsmerge.recipe import LoadedRecipe, ordered
@@ -135,7 +136,7 @@ class _Chain:
             "plan": planned.merge.digest,
             "config": dict(files.config or {}),
             "chat_template": files.chat_template,
-            "files": [_stat(path) for folder in folders for path in carried_files(folder)],
+            "files": [file_stamp(path) for folder in folders for path in carried_files(folder)],
             "wsmerge": importlib.metadata.version("wsmerge"),
         }
         return sha256_hex(canonical_json(beside))
@@ -147,12 +148,6 @@ class _Chain:
 def _file_name(name: str) -> str:
     """`name` as part of the name of a folder: a recipe may be called anything, `../blend` too."""
     return re.sub(r"[^\w.-]", "_", name)
-
-
-def _stat(path: Path) -> list[str]:
-    """Changes when the file is written again."""
-    stat = path.stat()
-    return [path.name, str(stat.st_size), str(stat.st_mtime_ns)]
 
 
 @contextmanager

@@ -5,6 +5,8 @@ A rename is atomic, but only after fsync of the file and of the folder that hold
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import os
 import shutil
@@ -20,6 +22,7 @@ from wsmerge.errors import OutputError, WsmergeError
 __all__ = [
     "copy_synced",
     "create_synced",
+    "exchange",
     "file_sha256",
     "make_folder",
     "refuse_lfs_pointer",
@@ -30,6 +33,9 @@ __all__ = [
 ]
 
 _CHUNK_BYTES: Final = 1 << 20
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+_NO_EXCHANGE: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 _LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _LFS_POINTER_BYTES: Final = 1024  # the format's own limit
 _LFS_MESSAGE: Final = "Git LFS pointer in place of the file: the repository was cloned without its large files"
@@ -60,9 +66,10 @@ def sync_folder(path: Path) -> None:
     _sync(path)
 
 
-def create_synced(path: Path, data: bytes) -> None:
+def create_synced(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write a new file and sync it; its folder is the caller's to sync."""
-    with path.open("xb") as file:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -130,6 +137,19 @@ def staged_folder(target: Path) -> Iterator[Path]:
         raise OutputError(f"cannot be written: {error.strerror or error}", where=str(target)) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two entries of one file system change their names in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
 def _check_free(target: Path) -> None:

@@ -27,7 +27,7 @@ from wsmerge.engine.adapter_tying import Comparison, settle_as_deltas, settle_as
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import path_label
 from wsmerge.engine.lora_settings import LoraSettings, Refusals
-from wsmerge.engine.shards import AnyTensorFile, ModelFiles, read_json_object, tensor_file_stamp
+from wsmerge.engine.shards import AnyTensorFile, ModelFiles, file_stamp, read_json_object, tensor_file_stamp
 from wsmerge.errors import AdapterError
 
 __all__ = ["ADAPTER_CONFIG_FILE", "ADAPTER_TENSOR_FILE", "Adapter", "Layout"]
@@ -93,8 +93,7 @@ class Adapter(Closing):
     @property
     def fingerprint(self) -> list[list[str | int]]:
         """Name, size and time of change of its two files: changes when they are written again, without reading them."""
-        stat = (self.path / ADAPTER_CONFIG_FILE).stat()
-        return [[ADAPTER_CONFIG_FILE, stat.st_size, str(stat.st_mtime_ns)], tensor_file_stamp(self._file)]
+        return [file_stamp(self.path / ADAPTER_CONFIG_FILE), tensor_file_stamp(self._file)]
 
     @property
     def stored_names(self) -> Collection[str]:

@@ -3,19 +3,31 @@
 One JSON line a block, in block order: the SHA-256 of the block's file up to and including it, and the moments of its
 pieces. On resuming, the written blocks are read again and believed only as far as the digests agree; a file that a power
 cut left with holes is found that way.
+
+OUT.partial has a name that anybody can foresee, also in a folder that others may write to. So each line carries an HMAC
+under a key that only the user can read (`wsmerge/journal.key` in the user's folder for state, made at the first merge):
+a line that another user wrote is not believed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import hmac
 import json
+import os
+import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import platformdirs
 
+from wsmerge.core.files import create_synced
+from wsmerge.core.opening import MAX_ROWS_BYTES, parse_json, read_whole
 from wsmerge.engine.arithmetic import Moments
 from wsmerge.engine.hashing import BaseHasher
 from wsmerge.engine.layout import Block
@@ -25,6 +37,8 @@ from wsmerge.engine.sink import ShardFiles, output_failure
 __all__ = ["JOURNAL_FILE", "Journal", "JournalLine", "is_journal", "is_resumable"]
 
 JOURNAL_FILE: Final = "journal.jsonl"
+_HEAD_START: Final = b'{"plan": "'
+_KEY_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +60,13 @@ class Journal:
         self._shard = 0
         self.blocks_done = 0
         self.shard_digests: dict[str, str] = {}
-        self._lines = _read_lines(self._path, plan.digest)
+        self._key = _journal_key() or secrets.token_bytes(_KEY_BYTES)  # else nobody can go on with it
+        self._lines = _read_lines(self._path, plan.digest, self._key)
         # The old lines stay until they are replayed: a merge that is killed while it resumes loses nothing.
         self._fresh = folder / f"{JOURNAL_FILE}.new"
         try:
-            self._file = self._fresh.open("w", encoding="utf-8")
+            self._fresh.unlink(missing_ok=True)
+            self._file = self._fresh.open("x", encoding="utf-8")
         except OSError as error:
             raise output_failure(error, self._fresh) from error
         self._write({"plan": plan.digest})
@@ -104,48 +120,100 @@ class Journal:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(line) + "\n")
+            signed = {**line, "mac": _mac(self._key, self._plan.digest, line)}
+            self._file.write(json.dumps(signed) + "\n")
             self._file.flush()
         except OSError as error:
             raise output_failure(error, self._path) from error
 
 
 def is_journal(path: Path) -> bool:
-    """Whether a merge, of whatever plan, wrote the file at `path`."""
-    if not path.is_file():
+    """Whether a merge, of whatever plan, wrote the file at `path`, or began to."""
+    try:
+        head, ended, _ = read_whole(path, limit=MAX_ROWS_BYTES).partition(b"\n")
+    except OSError:
         return False
-    head = _parse(path.read_bytes().partition(b"\n")[0].decode("utf-8", errors="replace"))
-    return head is not None and set(head) == {"plan"}
+    if not ended:  # killed while it wrote the first line; a power cut may leave zeros
+        head = head.rstrip(b"\0")
+        return _HEAD_START.startswith(head[: len(_HEAD_START)])
+    fields = _parse(head)
+    return fields is not None and "plan" in fields
 
 
 def is_resumable(folder: Path, plan: MergePlan) -> bool:
-    """Whether `folder` holds the beginning of this very merge."""
-    return bool(_read_lines(folder / JOURNAL_FILE, plan.digest))
+    """Whether `folder` holds the beginning of this very merge, and nothing that another user or a link put there."""
+    key = _journal_key()
+    if key is None or not all(map(_is_own_file, folder.rglob("*"))):
+        return False
+    return bool(_read_lines(folder / JOURNAL_FILE, plan.digest, key))
 
 
-def _read_lines(path: Path, plan_digest: str) -> list[JournalLine]:
-    if not path.exists():
+def _read_lines(path: Path, plan_digest: str, key: bytes) -> list[JournalLine]:
+    try:
+        data = read_whole(path, limit=MAX_ROWS_BYTES)
+    except OSError:
         return []
-    # A power cut can leave anything in a file; what does not read as a line ends the journal.
-    head, *rest = path.read_bytes().decode("utf-8", errors="replace").split("\n")
-    if _parse(head) != {"plan": plan_digest}:
+    # A power cut can leave anything in a file; what this user's merge did not write ends the journal.
+    head, *rest = data.split(b"\n")
+    if _signed(head, plan_digest, key) != {"plan": plan_digest}:
         return []
     lines: list[JournalLine] = []
     for text in rest:
-        fields = _parse(text)
-        if fields is None or fields.keys() != {"block", "sha256", "moments"}:
+        fields = _signed(text, plan_digest, key)
+        if fields is None or "block" not in fields:
             break  # the line that was being written when the merge was killed; what follows it, if anything, is garbage
         moments = {int(tensor): np.array(values) for tensor, values in fields["moments"].items()}
         lines.append(JournalLine(fields["block"], fields["sha256"], moments))
     return lines
 
 
-def _parse(text: str) -> dict[str, Any] | None:
+def _signed(text: bytes, plan_digest: str, key: bytes) -> dict[str, Any] | None:
+    """The fields of a line that was written under `key` for this plan."""
+    fields = _parse(text)
+    mac = fields.pop("mac", None) if fields is not None else None
+    if fields is None or not isinstance(mac, str) or not mac.isascii():
+        return None
+    return fields if hmac.compare_digest(mac, _mac(key, plan_digest, fields)) else None
+
+
+def _mac(key: bytes, plan_digest: str, line: Mapping[str, Any]) -> str:
+    return hmac.new(key, f"{plan_digest} {json.dumps(line, sort_keys=True)}".encode(), "sha256").hexdigest()
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
     except ValueError:
         return None
     return fields if isinstance(fields, dict) else None
+
+
+def _journal_key() -> bytes | None:
+    """The user's secret, made where there is none; None where it cannot be kept, or others can read it."""
+    path = platformdirs.user_state_path("wsmerge") / "journal.key"
+    with contextlib.suppress(OSError):
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+            create_synced(fresh, secrets.token_bytes(_KEY_BYTES), mode=0o600)
+            try:
+                path.hardlink_to(fresh)  # whole or not there; where another process was first, its key is the key
+            finally:
+                fresh.unlink()
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        if status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            key = read_whole(path)
+            return key if len(key) == _KEY_BYTES else None
+    return None
+
+
+def _is_own_file(path: Path) -> bool:
+    """Whether nothing but this user's merge put `path` into its folder: no link, by whatever name, no other owner."""
+    status = path.lstat()
+    if status.st_uid != os.geteuid():
+        return False
+    return stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
 
 
 def _rehash_inputs(plan: MergePlan, block: Block, base_hasher: BaseHasher) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from wsmerge.core.opening import expanded
+from wsmerge.core.opening import expanded, parse_json, read_whole
 from wsmerge.engine.journal import JOURNAL_FILE, is_journal
 from wsmerge.errors import OutputError, UsageError
 
@@ -45,7 +44,7 @@ def check_output(out: Path, inputs: Iterable[Path], needed_bytes: int, *, overwr
     _check_apart(out, place, inputs)
     if place.exists():
         _check_replaceable(out, place, overwrite=overwrite)
-    _check_beside(place)
+    _check_beside(out, place, overwrite=overwrite)
     anchor = next(parent for parent in place.parents if parent.exists())
     if not anchor.is_dir():
         raise OutputError("cannot hold the output: it is no folder", where=str(anchor), hint="choose another place")
@@ -92,23 +91,31 @@ def _check_replaceable(out: Path, place: Path, *, overwrite: bool) -> None:
 def _strange_files(place: Path) -> list[str] | None:
     """Files in `place` that its report does not list; None where there is no report."""
     try:
-        report = json.loads((place / REPORT_FILE).read_bytes())
-    except (OSError, ValueError):
+        report = parse_json(read_whole(place / REPORT_FILE))
+        listed = {str(name) for name in report["files"]}
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    listed = set(report.get("files", ())) if isinstance(report, dict) else set()
     found = (str(path.relative_to(place)) for path in place.rglob("*") if not path.is_dir())
     return sorted(set(found) - listed)
 
 
-def _check_beside(place: Path) -> None:
+def _check_beside(out: Path, place: Path, *, overwrite: bool) -> None:
     """The two names beside the output must be free, or hold what an earlier merge left."""
     replaced, partial = replaced_of(place), partial_of(place)
     if os.path.lexists(replaced):
-        raise OutputError(
-            "lies there; a merge that was stopped while it replaced a checkpoint leaves the old one so",
-            where=str(replaced),
-            hint=f"rename it to {place.name} to have the old checkpoint back, or remove it",
-        )
+        # A merge that was killed while it replaced a checkpoint leaves the old one so, where the system cannot exchange.
+        if replaced.is_symlink() or not replaced.is_dir() or _strange_files(replaced) != []:
+            raise OutputError(
+                "is in the way: an old checkpoint lies there while it is replaced, and this holds other files",
+                where=str(replaced),
+                hint="move it elsewhere, or choose another output",
+            )
+        if not overwrite and not (place.is_dir() and any(place.iterdir())):
+            raise OutputError(
+                f"exists already, as {replaced.name}: a merge was killed while it replaced it",
+                where=str(out),
+                hint=f"replace it with --overwrite, or rename {replaced.name} to {place.name} to have it back",
+            )
     if os.path.lexists(partial) and not _is_leftover(partial):
         raise OutputError(
             "is in the way: the output is made there, and this was not left by a merge",
@@ -120,12 +127,15 @@ def _check_beside(place: Path) -> None:
 def _is_leftover(partial: Path) -> bool:
     if not partial.is_dir() or partial.is_symlink():
         return False
-    journals = (partial / JOURNAL_FILE, partial / f"{JOURNAL_FILE}.new")
-    return not any(partial.iterdir()) or any(map(is_journal, journals)) or (partial / REPORT_FILE).is_file()
+    try:
+        journals = (partial / JOURNAL_FILE, partial / f"{JOURNAL_FILE}.new")
+        return not any(partial.iterdir()) or any(map(is_journal, journals)) or (partial / REPORT_FILE).is_file()
+    except PermissionError:
+        return True  # another user's: told where it would be opened
 
 
 def _check_room(anchor: Path, partial: Path, needed_bytes: int) -> None:
-    already = sum(file.stat().st_size for file in partial.iterdir()) if partial.is_dir() else 0
+    already = sum(file.lstat().st_size for file in partial.iterdir()) if os.access(partial, os.R_OK | os.X_OK) else 0
     free = shutil.disk_usage(anchor).free + already
     if free < needed_bytes:
         raise OutputError(

@@ -25,6 +25,7 @@ __all__ = [
     "SINGLE_FILE",
     "AnyTensorFile",
     "ModelFiles",
+    "file_stamp",
     "open_tensor_file",
     "open_tensor_files",
     "read_config",
@@ -134,8 +135,13 @@ def tensor_file_stamp(file: AnyTensorFile) -> list[str | int]:
     name = tensor_file_name(file)
     if isinstance(file, TensorFile) and isinstance(file.file, RemoteFile):
         return [name, file.file.size, file.file.etag]
-    stat = file.path.stat()
-    return [name, stat.st_size, str(stat.st_mtime_ns)]
+    return file_stamp(file.path)
+
+
+def file_stamp(path: Path) -> list[str | int]:
+    """Name, size, and what changes when the file does; the time that nobody can set back among it."""
+    status = path.stat()
+    return [path.name, status.st_size, f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"]
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 from wsmerge.core.dtypes import DType
-from wsmerge.core.files import refuse_lfs_pointers
+from wsmerge.core.files import copy_synced, create_synced, refuse_lfs_pointers
+from wsmerge.core.ranges import LocalFile
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.output_config import output_config
 from wsmerge.engine.sink import output_failure
@@ -98,7 +97,9 @@ def write_beside(files: OutputFiles, folder: Path) -> list[str]:
             if relative == "config.json" and files.config is not None:
                 write_synced(target, json.dumps(files.config, indent=2).encode() + b"\n")
             else:
-                shutil.copyfile(path, target)
+                target.unlink(missing_ok=True)
+                with LocalFile(path, within=root) as source:
+                    copy_synced(source, target)
         except OSError as error:
             raise output_failure(error, target) from error
         names.append(relative)
@@ -118,9 +119,7 @@ def _save_tokenizer(files: OutputFiles, folder: Path) -> list[str]:
 def write_synced(path: Path, data: bytes) -> None:
     """Write a small file and return when it is on the disk."""
     try:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        path.unlink(missing_ok=True)  # of an earlier run that was killed
+        create_synced(path, data)
     except OSError as error:
         raise output_failure(error, path) from error

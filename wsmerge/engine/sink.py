@@ -32,9 +32,10 @@ class ShardFiles(Closing):
         self._refused: list[int] = []
         try:
             for path, shard in zip(self._paths, shards, strict=True):
-                self._plain.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+                plain = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+                self._plain.append(plain)
                 self._direct.append(_open_direct(path))
-                os.truncate(path, shard.file_bytes)
+                os.ftruncate(plain, shard.file_bytes)
         except OSError as error:
             self.close()
             raise output_failure(error, folder) from error
@@ -95,7 +96,7 @@ def _open_direct(path: Path) -> int:
     if not flag:
         return _NO_DIRECT
     try:
-        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | flag)
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flag)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOTSUP):
             return _NO_DIRECT
