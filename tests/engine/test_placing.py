@@ -1,6 +1,9 @@
 """What lies around an output, and is nobody's but the user's."""
 
+import hashlib
 import json
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,13 @@ from wsmerge.core.dtypes import F16, F64
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.fidelity import fidelity_report
 from wsmerge.engine.journal import JOURNAL_FILE
-from wsmerge.engine.plan import PlannedDirection, plan_steering
+from wsmerge.engine.merge import MergeJob, run_merge
+from wsmerge.engine.plan import PlannedDirection, PlanOptions, plan_steering
+from wsmerge.engine.sidecars import OutputFiles
 from wsmerge.errors import NonFiniteError, OutputError
 
 SHAPES = llama_shapes()
+ONE_THREAD = PlanOptions(block_bytes=1 << 20, threads=1)
 
 
 @pytest.fixture
@@ -166,3 +172,126 @@ def test_a_report_of_nothing_is_empty(base):
     with Checkpoint(base) as checkpoint:
         plan = plan_steering(checkpoint, [PlannedDirection(random_direction(SHAPES), {})])
         assert fidelity_report(plan, {}).tensors == {}
+
+
+def stopped(base: Path, out: Path) -> Path:
+    """OUT.partial of a merge that was stopped after some blocks."""
+
+    def stop(done: int, _total: int) -> None:
+        if done > 3 << 20:
+            raise KeyboardInterrupt
+
+    with Checkpoint(base) as checkpoint:
+        plan = plan_steering(checkpoint, [], options=ONE_THREAD)
+        job = MergeJob(out, {}, "acme/base", OutputFiles(base), keep_partial=True)
+        with pytest.raises(KeyboardInterrupt):
+            run_merge(plan, job, stop)
+    return out.with_name("out.partial")
+
+
+@pytest.fixture
+def large(tmp_path) -> Path:
+    shapes = {f"model.layers.{i}.mlp.up_proj.weight": (1024, 1024) for i in range(6)}
+    return make_checkpoint(tmp_path / "large", random_tensors(shapes), config={"model_type": "llama"})
+
+
+def forge(partial: Path) -> None:
+    """Other bytes in the first block, and a journal that agrees with them in everything that needs no secret."""
+    head, *rows = (partial / JOURNAL_FILE).read_bytes().splitlines()
+    data = bytearray((partial / "model.safetensors").read_bytes())
+    data[4096:8192] = bytes(4096)
+    (partial / "model.safetensors").write_bytes(data)
+    running, lines = hashlib.sha256(), [head]
+    for number, row in enumerate(map(json.loads, rows)):
+        running.update(data[number << 20 : (number + 1) << 20])
+        lines.append(json.dumps(row | {"sha256": running.hexdigest()}).encode())
+    (partial / JOURNAL_FILE).write_bytes(b"\n".join(lines) + b"\n")
+
+
+def link_weights(partial: Path) -> None:
+    (partial / "model.safetensors").rename(partial.parent / "victim")
+    (partial / "model.safetensors").symlink_to(partial.parent / "victim")
+
+
+def link_weights_hard(partial: Path) -> None:
+    (partial.parent / "victim").hardlink_to(partial / "model.safetensors")
+
+
+def link_journal(partial: Path) -> None:
+    (partial.parent / "victim").write_text("precious")
+    (partial / f"{JOURNAL_FILE}.new").symlink_to(partial.parent / "victim")
+
+
+def link_config(partial: Path) -> None:
+    (partial.parent / "victim").write_text("precious")
+    (partial / "config.json").symlink_to(partial.parent / "victim")
+
+
+def open_key(partial: Path) -> None:
+    (partial.parent / "state" / "wsmerge" / "journal.key").chmod(0o644)
+
+
+def nothing(_partial: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("plant", "resumes"),
+    [
+        (nothing, True),
+        (forge, False),
+        (link_weights, False),
+        (link_weights_hard, False),
+        (link_journal, False),
+        (link_config, False),
+        (open_key, False),
+    ],
+)
+def test_only_what_this_users_merge_wrote_is_gone_on_with(large, tmp_path, monkeypatch, plant, resumes):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    whole = run(large, tmp_path / "whole", [], options=ONE_THREAD)
+    partial = stopped(large, tmp_path / "out")
+    assert stat.S_IMODE(partial.stat().st_mode) == 0o700
+    plant(partial)
+    victim = tmp_path / "victim"
+    before = victim.read_bytes() if victim.exists() else None
+    report = run(large, tmp_path / "out", [], options=ONE_THREAD)
+    assert (report.resumed_bytes > 0) is resumes
+    assert report.outputs == whole.outputs
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    assert before is None or victim.read_bytes() == before
+
+
+def test_inputs_that_changed_under_the_same_time_are_read_again(large, tmp_path):
+    stopped(large, tmp_path / "out")
+    weights = large / "model.safetensors"
+    status, data = weights.stat(), bytearray(weights.read_bytes())
+    data[-4096:] = bytes(4096)
+    weights.write_bytes(data)
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert run(large, tmp_path / "out", [], options=ONE_THREAD).resumed_bytes == 0
+
+
+def test_a_folder_of_another_user_is_not_written_into(base, tmp_path, monkeypatch):
+    (tmp_path / "out.partial").mkdir()
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(OutputError, match="belongs to another user"):
+        run(base, tmp_path / "out", [])
+    assert not list((tmp_path / "out.partial").iterdir())
+
+
+@pytest.mark.parametrize("start", [b"", b'{"pl', b'{"plan": "0123', bytes(90)])
+def test_a_merge_that_was_killed_in_its_first_line_is_begun_anew(base, tmp_path, start):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / f"{JOURNAL_FILE}.new").write_bytes(start)
+    run(base, tmp_path / "out", [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
+
+
+@pytest.mark.parametrize("text", ['{"files": 5}', '{"files": [[]]}', "{}", "[" * 100_000, "[]", ""])
+def test_a_damaged_report_is_none(base, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "wsmerge.json").write_text(text)
+    with pytest.raises(OutputError, match=r"did not write|exists already"):
+        run(base, tmp_path / "out", [], overwrite=True)

@@ -1,6 +1,7 @@
 """Killed and interrupted merges, as processes: what is left, and what the next run makes of it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tests.builders import make_checkpoint, random_tensors
 from tests.engine.test_merge import read_all
 from wsmerge.engine.journal import JOURNAL_FILE
 
+ROOT = Path(__file__).parents[2]
 SHAPES = {
     "model.embed_tokens.weight": (4000, 512),
     **{f"model.layers.{i}.mlp.up_proj.weight": (2048, 512) for i in range(6)},
@@ -43,6 +45,12 @@ with Checkpoint(base) as checkpoint:
     run_merge(plan, MergeJob(out, {}, "acme/base", OutputFiles(plan.base.path)), progress)
 print(resumed[0])
 """
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @pytest.fixture
@@ -130,3 +138,24 @@ def test_two_merges_into_one_folder_do_not_mix(base, tmp_path):
     assert "another merge is writing this output" in stderr
     _, stderr = slow.communicate(timeout=240)
     assert slow.returncode == 0, stderr
+
+
+@pytest.mark.parametrize("how", ["new", "exchange", "renames"])
+def test_a_merge_that_is_killed_at_any_step_ends_well_the_next_time(tmp_path, how):
+    make_checkpoint(
+        tmp_path / "base", random_tensors({"norm.weight": (64,), "head.weight": (800, 700)}), config={"a": 1}
+    )
+    command = [sys.executable, "-m", "tests.engine.killed_merges", str(tmp_path), how]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    assert len(outcomes) > 15
+    (wanted,) = {outcome["after"] for outcome in outcomes}
+    left = [outcome["left"] for outcome in outcomes]
+    # With one step that exchanges the two there is always a whole checkpoint; two renames have an instant without.
+    assert set(left) <= {"new": {None, wanted}, "exchange": {"old", wanted}, "renames": {"old", None, wanted}}[how]
+    assert left.count(None) == 1 or how != "renames"
+    assert max(outcome["resumed"] for outcome in outcomes) > 0
+    # A checkpoint that stands before the kill need not be made again; what lies beside it goes with the next merge.
+    assert not any(outcome["beside"] for outcome in outcomes if how != "new" or outcome["left"] is None)
+    assert {outcome["mode"] for outcome in outcomes} == {oct(0o777 & ~umask())}

@@ -6,7 +6,6 @@ Run as `python -m tests.registry.processes FUNCTION ARGUMENTS`.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -14,12 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.kills import kills
 from wsmerge.errors import ConflictError, NotFoundError
 from wsmerge.registry import Store, verify_direction
-
-KILLED = 9
-# What a publish changes on the disk goes through these.
-STEPS = ((os, "fsync"), (os, "mkdir"), (os, "rename"), (os, "link"), (os, "unlink"), (os, "chmod"))
 
 
 def write(root: str, source: str, versions: str, go: str) -> dict[str, str]:
@@ -54,17 +50,14 @@ def read(root: str, stop: str) -> dict[str, Any]:
 
 def crash(folder: str, operation: str) -> list[dict[str, Any]]:
     """Do `operation` on a copy of a store, killed at its n-th step on the disk, for every n; what is left each time."""
-    # A killed process loses nothing that was written, so here syncing is a step to die at and costs no time.
-    setattr(os, "fsync", lambda _descriptor: None)  # noqa: B010 - an assignment would have to have fsync's type
     found: list[dict[str, Any]] = []
-    for step in range(10_000):
-        root = Path(folder) / f"{operation}-{step}"
-        shutil.copytree(Path(folder) / "store", root)
-        if not _killed(lambda store: OPERATIONS[operation](store, Path(folder)), Store(root), step):
-            return found
+    root = Path(folder) / operation
+    shutil.copytree(Path(folder) / "store", root)
+    for step in kills(lambda: OPERATIONS[operation](Store(root), Path(folder))):
         found.append(_left(Store(root), operation, Path(folder)) | {"step": step})
         shutil.rmtree(root)
-    raise AssertionError(operation)
+        shutil.copytree(Path(folder) / "store", root)
+    return found
 
 
 def publish(store: Store, folder: Path) -> None:
@@ -76,33 +69,6 @@ def remove(store: Store, _folder: Path) -> None:
 
 
 OPERATIONS: dict[str, Callable[[Store, Path], None]] = {"publish": publish, "remove": remove}
-
-
-def _killed(operate: Callable[[Store], None], store: Store, step: int) -> bool:
-    child = os.fork()
-    if child == 0:
-        _die_at(step)
-        operate(store)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
-
-
-def _die_at(step: int) -> None:
-    """Patch this process to end, without any clean-up, just before its `step`-th change on the disk."""
-    count = 0
-
-    def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            if count == step:
-                os._exit(KILLED)
-            count += 1
-            return real(*args, **kwargs)
-
-        return call
-
-    for module, name in STEPS:
-        setattr(module, name, deadly(getattr(module, name)))
 
 
 def _left(store: Store, operation: str, folder: Path) -> dict[str, Any]:

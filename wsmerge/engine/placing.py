@@ -104,7 +104,8 @@ def _check_beside(out: Path, place: Path, *, overwrite: bool) -> None:
     replaced, partial = replaced_of(place), partial_of(place)
     if os.path.lexists(replaced):
         # A merge that was killed while it replaced a checkpoint leaves the old one so, where the system cannot exchange.
-        if replaced.is_symlink() or not replaced.is_dir() or _strange_files(replaced) != []:
+        old = replaced.is_dir() and not replaced.is_symlink()
+        if not old or (_strange_files(replaced) != [] and any(replaced.iterdir())):
             raise OutputError(
                 "is in the way: an old checkpoint lies there while it is replaced, and this holds other files",
                 where=str(replaced),
