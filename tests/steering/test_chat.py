@@ -17,7 +17,7 @@ from tests.steering.tiny import TEMPLATE, save_tiny_base, tiny_model, tiny_token
 from tests.steering.training.made import write_config
 from wsmerge.cli.app import app
 from wsmerge.errors import UsageError
-from wsmerge.steering.chat import answer_ids, bind_template_args, conversation_ids, prompt_ids, turn_end
+from wsmerge.steering.chat import answer_ids, bind_template_args, conversation_ids, prompt_ids, takes_system, turn_end
 from wsmerge.steering.evaluation import generate
 from wsmerge.steering.generation import Generator
 from wsmerge.steering.loading import load_model, load_tokenizer
@@ -54,12 +54,14 @@ def test_a_system_message_that_the_template_does_not_take_stands_before_the_firs
     assert prompt_ids(tokenizer, "Well?", system="Be kind.") == prompt_ids(tokenizer, "Be kind.\n\nWell?")
     assert answer_ids(tokenizer, "Well?", "Yes.", system="Be kind.") == answer_ids(tiny_tokenizer(), "Well?", "Yes.")
     turns = [("system", "Be kind."), ("user", "a"), ("assistant", "b"), ("user", "c")]
+    assert not takes_system(tokenizer)
     text = tokenizer.decode(conversation_ids(tokenizer, [{"role": role, "content": said} for role, said in turns]))
     assert text.index("Be kind.") < text.index("a<|im_end|>")
     assert text.count("Be kind.") == text.count("<|im_start|>user\nBe kind.") == 1
 
 
 def test_a_template_that_takes_system_messages_gets_them():
+    assert takes_system(tiny_tokenizer())
     text = str(tiny_tokenizer().decode(prompt_ids(tiny_tokenizer(), "Well?", system=" Be kind. ")))
     assert text.startswith("<|im_start|>system\n Be kind. <|im_end|>\n<|im_start|>user\nWell?")
 

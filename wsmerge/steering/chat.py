@@ -20,10 +20,10 @@ from wsmerge.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["answer_ids", "bind_template_args", "conversation_ids", "pad_id", "prompt_ids", "turn_end"]
+__all__ = ["answer_ids", "bind_template_args", "conversation_ids", "pad_id", "prompt_ids", "takes_system", "turn_end"]
 
 _ANSWER: Final = "wsmerge"
-"""Stands for any answer where only what follows it is of interest."""
+"""Stands for any message where only its place is of interest."""
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None) -> list[int]:
@@ -80,6 +80,14 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= set(tokenizer.all_special_ids)
     return next((token for token in _ids(tokenizer, after) if token in special), None)
+
+
+def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the chat template writes system messages."""
+    try:
+        return _ANSWER in str(tokenizer.apply_chat_template(_asked("?", _ANSWER), tokenize=False))
+    except TemplateError:
+        return False
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

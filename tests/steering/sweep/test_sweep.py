@@ -1,6 +1,7 @@
 """A whole sweep on a tiny model: every method and measure, a kill at any point, repair, and naive references."""
 
 import csv
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from wsmerge.steering.sweep.journal import PointKey
 from wsmerge.steering.sweep.reading import parse_sweep
 from wsmerge.steering.sweep.results import SweepResult
 from wsmerge.steering.sweep.tables import sentences
+from wsmerge.steering.training.data import hold_out
 
 SHAPES = {
     f"model.layers.{layer}.{module}.weight": shape
@@ -166,19 +168,101 @@ def test_one_sided_methods_are_the_poles_alone(lab, done):
         assert figures["agrees rate"].value.value == pytest.approx((margins > 0).mean())
 
 
+def likely_text(subject: Subject) -> str:
+    """Letters that the model finds likely, so that whatever changes it makes them less so."""
+    ids = subject.tokenizer("a")["input_ids"]
+    letters = subject.tokenizer("abcdefghijklmnopqrstuvwxyz")["input_ids"]
+    with torch.inference_mode():
+        for _ in range(40):
+            logits = subject.model(input_ids=torch.tensor([ids])).logits[0, -1]
+            ids.append(letters[int(logits[letters].argmax())])
+    return str(subject.tokenizer.decode(ids))
+
+
+def layer_points(lab: Path, size: float, text: str) -> dict[int, list[tuple[float, float]]]:
+    """By hand: of each layer the change of the mean margin on validation at -size and +size, and the rise of perplexity."""
+    subject = loaded(lab)
+    pairs = load_pairs(lab / "validation.jsonl")
+
+    def figures() -> tuple[float, float]:
+        margins = score_choices(subject.model, subject.tokenizer, pairs).margins
+        return float(margins.mean()), perplexity(subject.model, subject.tokenizer, [text]).perplexity
+
+    differences = response_difference(subject, load_pairs(lab / "train.jsonl"))
+    at_base = figures()
+    found: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
+    for layer, k in itertools.product((0, 1), (-size, size)):
+        with ActivationSteering.at_layer("one", differences, layer).apply(subject, k):
+            margin, costs = figures()
+        found[layer].append((abs(margin - at_base[0]), 100 * (costs / at_base[1] - 1)))
+    return found
+
+
 def test_the_layer_is_chosen_on_validation(lab, done):
     result, _ = done
-    subject = loaded(lab)
-    differences = response_difference(subject, load_pairs(lab / "train.jsonl"))
-    moved = []
-    for layer in (0, 1):
-        ends = []
-        for k in (-2.0, 2.0):
-            with ActivationSteering.at_layer("one", differences, layer).apply(subject, k):
-                scores = score_choices(subject.model, subject.tokenizer, load_pairs(lab / "validation.jsonl"))
-                ends.append(scores.margins.mean())
-        moved.append(abs(ends[1] - ends[0]))
+    moved = [max(effect for effect, _ in points) for points in layer_points(lab, 2.0, "Any text.").values()]
     assert result.layers == {"one layer": int(np.argmax(moved))}
+
+
+def test_the_layer_is_chosen_within_the_budget_and_at_half_the_size_where_none_is_within(lab, tmp_path):
+    methods = [{"activation": {"pairs": "train.jsonl", "layer": "choose", "choose_at": 2}, "label": "one layer"}]
+    text = likely_text(loaded(lab))
+    (lab / "likely.txt").write_text(text)
+    measures = {
+        "agrees": settings()["measures"]["agrees"],
+        "text": {"role": "perplexity", "perplexity": {"validation": "likely.txt", "test": "likely.txt"}},
+    }
+    sizes = {size: layer_points(lab, size, text) for size in (2.0, 1.0, 0.5)}
+    rises = sorted(rise for points in sizes.values() for of_layer in points.values() for _, rise in of_layer)
+    chosen = set()
+    for budget in [max(0.0, (low + high) / 2) for low, high in itertools.pairwise(rises)]:
+        within = {
+            size: {
+                layer: max(effect for effect, rise in of_layer if rise <= budget)
+                for layer, of_layer in points.items()
+                if any(rise <= budget for _, rise in of_layer)
+            }
+            for size, points in sizes.items()
+        }
+        size = next((size for size, effects in within.items() if effects), None)
+        if size is None:
+            continue
+        fields = settings(
+            methods=methods, measures=measures, k=[1], pick={"measure": "agrees", "perplexity_rise": budget}
+        )
+        result = sweep(write(lab, fields, "layers.yaml"), tmp_path)  # one journal: a budget decides no figure
+        expected = max(within[size], key=lambda layer: within[size][layer])
+        assert result.layers == {"one layer": expected}, budget
+        chosen.add((size, expected))
+    assert len({size for size, _ in chosen}) > 1
+    assert len({layer for _, layer in chosen}) > 1
+
+
+def test_rows_that_a_training_held_out_are_held_out_of_activations_too(lab, tmp_path):
+    config = {"train": "train.jsonl", "validation_share": 0.4, "validate_every": 1, "steps": 1, "seed": 3}
+    fields = {"name": "held", "behaviour": "b", "base": "acme/tiny", "batch_size": 2, "learning_rate": 0.01, "rank": 2}
+    (lab / "train.yaml").write_text(json.dumps({**fields, **config}))
+    wsmerge.train(lab / "train.yaml", base=lab / "base", out=tmp_path / "training", to=lab / "held").close()
+    activation = {"pairs": "train.jsonl", "layer": 1}
+    methods = [
+        {"weights": "./held", "label": "held"},
+        {"activation": activation, "label": "one"},
+        {"activation": {**activation, "items": 2}, "label": "few"},
+        {"activation": {**activation, "pairs": "validation.jsonl"}, "label": "other"},
+    ]
+    result = sweep(write(lab, settings(methods=methods, k=[1]), "held.yaml"), tmp_path / "out")
+    subject = loaded(lab)
+    kept, held = hold_out(load_pairs(lab / "train.jsonl"), 0.4, 3)
+    assert held
+    with ActivationSteering.at_layer("one", response_difference(subject, kept), 1).apply(subject, 1.0):
+        margins = score_choices(subject.model, subject.tokenizer, load_pairs(lab / "test.jsonl")).margins
+    point = result.point("one", 1.0, "test")
+    assert point is not None
+    assert point.figures["agrees"].value.value == pytest.approx(margins.mean())
+    assert result.notes == (
+        f"few: reads 2 of the {len(kept)} rows that ./held was trained on",
+        "other: reads validation.jsonl, and ./held was trained on other rows",
+    )
 
 
 def test_what_is_written(done):
@@ -381,9 +465,10 @@ def test_figures_are_taken_through_every_scorer_once_a_point(lab, tmp_path, monk
         return true_measure(scorers, *arguments)
 
     monkeypatch.setattr("wsmerge.steering.sweep.running.measure", counting)
-    methods = [{"activation": {"pairs": "train.jsonl", "candidates": [1]}, "label": "one"}]
-    sweep(write(lab, settings(methods=methods), "count.yaml"), tmp_path)
-    trials = [names for names in calls if names == ["agrees"]]
-    assert len(trials) == 2  # a layer is tried by the picked measure alone
+    methods = [{"activation": {"pairs": "train.jsonl", "candidates": [0, 1]}, "label": "one"}]
+    measures = {**settings()["measures"], "beside": {"role": "behaviour", "choice": FILES}}
+    sweep(write(lab, settings(methods=methods, measures=measures), "count.yaml"), tmp_path)
+    trials = [names for names in calls if "beside" not in names]
+    assert len(trials) == 2 * 2  # a layer is tried by the measures that decide alone
     assert len(calls) - len(trials) == 2 * 3
-    assert math.prod(map(len, calls)) == 4**6
+    assert math.prod(map(len, calls)) == 4**4 * 5**6

@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -97,3 +100,44 @@ def test_a_folder_of_tasks_may_hold_code_and_has_to_be_allowed(tmp_path):
         load_scorers(measures, tmp_path)
     assert "--allow-code tasks" in caught.value.details[0]
     assert set(load_scorers(measures, tmp_path, Allowed(code=frozenset({"tasks"})))) == {"even"}
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[dict[str, Any]]:
+    """What lm-eval is asked for, by a stand-in that knows one task without documents."""
+    calls: list[dict[str, Any]] = []
+
+    def evaluate(**options: Any) -> dict[str, Any]:
+        calls.append(options)
+        return {"samples": {"tiny": [{"acc": 1.0, "doc_id": 0}]}}
+
+    task = SimpleNamespace(eval_docs=[0])
+    manager = SimpleNamespace(all_tasks=["tiny"], load=lambda _: {"tasks": {"tiny": task}})
+    for name, module in {
+        "lm_eval": SimpleNamespace(simple_evaluate=evaluate),
+        "lm_eval.models": SimpleNamespace(),
+        "lm_eval.models.huggingface": SimpleNamespace(HFLM=lambda **_: None),
+        "lm_eval.tasks": SimpleNamespace(TaskManager=lambda **_: manager),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+@pytest.mark.parametrize("chat_template", [False, True])
+def test_every_method_is_asked_with_the_chat_template_or_none_is(asked, tmp_path, chat_template):
+    scorer = TaskScorer("capability", Task(name="tiny", chat_template=chat_template), tmp_path)
+    tokenizer = tiny_tokenizer()
+    for system in (None, "Be kind."):
+        scorer.score(Subject(tiny_model(), tokenizer, system), "validation", 4)
+    assert [one["apply_chat_template"] for one in asked] == [chat_template] * 2
+    assert [one["system_instruction"] for one in asked] == [None, "Be kind."]
+
+
+def test_a_system_message_that_lm_eval_would_leave_out_is_refused(asked, tmp_path):
+    scorer = TaskScorer("capability", Task(name="tiny", chat_template=True), tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No') }}{% endif %}"
+    scorer.score(Subject(tiny_model(), tokenizer), "validation", 4)
+    with pytest.raises(UsageError, match="takes no system message"):
+        scorer.score(Subject(tiny_model(), tokenizer, "Be kind."), "validation", 4)
+    assert len(asked) == 1

@@ -90,10 +90,12 @@ class Activation(Settings):
     """Activation steering with the differences between the answers of a pair file.
 
     Attributes:
-        pairs: the pair file, for training: neither validation nor test.
-        layer: a layer's number, `all`, or `choose`: the one where the picked measure moves most on validation.
+        pairs: the pair file, for training: neither validation nor test. Of the file that a direction of the sweep was
+            trained on, the rows that the training held out are left out here too.
+        layer: a layer's number, `all`, or `choose`: the one with the largest effect within the budget on validation.
         candidates: layers to choose from; None for all.
-        choose_at: the two strengths, -size and +size, between which a layer's effect is taken.
+        choose_at: the size of the two strengths, -size and +size, at which layers are tried; halved where no layer is within
+            the budget.
         items: pairs to take activations of at most.
     """
 
@@ -251,6 +253,15 @@ class SweepConfig(Settings):
     def shown(self) -> Literal["validation", "test"]:
         """The items that curves and comparisons are told of: those of test where every strength is measured on them."""
         return "test" if self.test == "all" else "validation"
+
+    @property
+    def deciding(self) -> frozenset[str]:
+        """The measures that a pick reads: the target, and those with a figure that has a budget."""
+        return frozenset(
+            name
+            for name, measure in self.measures.items()
+            if name == self.target or measure.role != "behaviour" or {"valid", "judged"} & {*measure.further_figures}
+        )
 
     def strengths(self, method: MethodConfig) -> tuple[float, ...]:
         """The strengths that `method` is measured at, 0 left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from wsmerge.core.closing import Closing
+from wsmerge.core.files import file_sha256
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import locate_model
-from wsmerge.registry import Registry, open_reference
+from wsmerge.registry import Direction, Registry, open_reference
 from wsmerge.steering.baselines import (
     ActivationSteering,
     Method,
@@ -32,6 +33,7 @@ from wsmerge.steering.sweep.config import Activation, MethodConfig, SweepConfig
 from wsmerge.steering.sweep.items import spread
 from wsmerge.steering.sweep.results import FINE_TUNE
 from wsmerge.steering.sweep.running import Contestant
+from wsmerge.steering.training.data import hold_out
 
 __all__ = ["Lab"]
 
@@ -57,7 +59,7 @@ class Lab(Closing):
         self._random: dict[str, DeltaSource] = {}
         self.models: dict[str, Path] = {_BASE: self._located(config.base, config.revision)}
         activations = [method.activation for method in config.methods if method.activation is not None]
-        self._pairs = {settings.pairs: _contrasting(folder / settings.pairs) for settings in activations}
+        self._pairs = {settings.pairs: load_pairs(folder / settings.pairs) for settings in activations}
         with ExitStack() as stack:
             self._open(stack)
             self._stack = stack.pop_all()
@@ -168,10 +170,40 @@ class Lab(Closing):
             weights = {_random_name(random, name): weight for name, weight in weights.items()}
         return WeightSteering(random or method.name, self._steering, weights)
 
+    def notes(self) -> Iterator[str]:
+        """Where activation steering reads other rows than a direction of the sweep was trained on."""
+        for method in self._config.methods:
+            if method.activation is None:
+                continue
+            read, digest = method.activation.items, self._digest(method.activation)
+            for name, direction in self._published():
+                trained = _trained_on(direction)
+                if trained and digest not in trained:
+                    yield f"{method.name}: reads {method.activation.pairs}, and {name} was trained on other rows"
+                elif trained and read is not None and read < (rows := len(self._rows(method.activation))):
+                    yield f"{method.name}: reads {read} of the {rows} rows that {name} was trained on"
+
+    def _published(self) -> Iterator[tuple[str, Direction]]:
+        return ((name, source) for name, source in self.sources.items() if isinstance(source, Direction))
+
+    def _digest(self, settings: Activation) -> str:
+        return file_sha256(self._folder / settings.pairs)
+
+    def _rows(self, settings: Activation) -> Sequence[Pair]:
+        """The rows of a pair file; without those that the training of a direction on that file held out."""
+        rows = self._pairs[settings.pairs]
+        for _, direction in self._published():
+            training = direction.manifest.poles[0].training if direction.manifest.poles else {}
+            share = training.get("validation_share")
+            if share and self._digest(settings) in _trained_on(direction):
+                return hold_out(rows, share, training.get("seed", 0))[0]
+        return rows
+
     def _difference(self, settings: Activation) -> torch.Tensor:
         key = settings.pairs, settings.items
         if key not in self._differences:
-            pairs = self._pairs[settings.pairs]
+            # As some in every pair file do, rows may have the same two answers.
+            pairs = [pair for pair in self._rows(settings) if pair.plus != pair.minus]
             chosen = pairs if settings.items is None else spread(pairs, settings.items)
             self._differences[key] = response_difference(self.subject, chosen, batch_size=self._config.batch_size)
         return self._differences[key]
@@ -188,6 +220,7 @@ def _random_name(label: str, name: str) -> str:
     return f"{label}: {name}"
 
 
-def _contrasting(path: Path) -> list[Pair]:
-    """The pairs of a file whose answers differ, as some in every pair file do."""
-    return [pair for pair in load_pairs(path) if pair.plus != pair.minus]
+def _trained_on(direction: Direction) -> set[str]:
+    """The digests of the files that a direction was trained on, where its manifest has them."""
+    records = direction.manifest.datasets
+    return {one.sha256 for one in records if one.split in ("train", None) and one.sha256 is not None}

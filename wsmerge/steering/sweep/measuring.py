@@ -170,12 +170,15 @@ class Task(_Part):
         name: the task.
         metric: which of its metrics, for example `acc_norm`.
         items: documents of each split at most.
+        chat_template: whether documents are asked in the chat template; for all methods alike, those with a system message
+            included, which without a template stands before the text.
         include: a folder of tasks of one's own, which may run code: the user has to allow it.
     """
 
     name: str
     metric: str = "acc"
     items: PositiveInt | None = None
+    chat_template: bool = False
     include: str | None = None
 
 

@@ -81,6 +81,7 @@ class SweepResult:
         picks: a strength for each method.
         layers: the layer that was chosen, by the method's label.
         comparisons: methods with a pick against all others, at equal cost, on the items that are shown.
+        notes: what keeps methods from being compared on the same footing.
     """
 
     config: SweepConfig
@@ -88,6 +89,7 @@ class SweepResult:
     picks: tuple[Picked, ...]
     layers: Mapping[str, int]
     comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def reference(self) -> str:

@@ -16,13 +16,13 @@ from typing import TypeAlias
 from wsmerge.errors import NonFiniteError, UsageError
 from wsmerge.steering.baselines.method import Method, Subject
 from wsmerge.steering.sweep.answers import UnjudgedError
-from wsmerge.steering.sweep.config import KL, SweepConfig
+from wsmerge.steering.sweep.config import KL, Pick, SweepConfig
 from wsmerge.steering.sweep.divergence import DivergenceScorer
 from wsmerge.steering.sweep.equal_cost import Comparison, Curve, compare, curves_of
 from wsmerge.steering.sweep.items import Split
 from wsmerge.steering.sweep.journal import Journal, PointKey
 from wsmerge.steering.sweep.measures import Scorer, measure
-from wsmerge.steering.sweep.picking import is_affordable, pick_strength
+from wsmerge.steering.sweep.picking import effect_of, is_affordable, pick_strength
 from wsmerge.steering.sweep.results import BASE, FINE_TUNE, Picked, Point, SweepResult, figures_of
 from wsmerge.steering.sweep.samples import Samples
 
@@ -148,20 +148,35 @@ class Sweep:
         return bool(point.figures) and is_affordable(point.figures, self._config.pick)
 
     def _best_layer(self, contestant: Contestant) -> int:
-        """The layer at which the target moves most between -k and +k; the lowest of equal ones."""
-        target = self._config.target
-        moved: dict[int, float] = {}
-        for layer in contestant.candidates:
-            keys = [PointKey(contestant.label, sign * contestant.choose_at, "validation", layer) for sign in (-1, 1)]
-            for key in keys:
-                self._take(key, partial(self._applied, contestant, key), only=target)
-            values = [self._journal.points[key].get(target) for key in keys]
-            ends = [samples.interval.value for samples in values if samples is not None]
-            if len(ends) == 2:
-                moved[layer] = abs(ends[1] - ends[0])
-        if not moved:
+        """The layer with the largest effect within the budget at -k or +k; the lowest of equal ones.
+
+        Where no layer is within the budget the sizes are halved; where none ever is, the layer that moves the target most.
+        """
+        if len(contestant.candidates) == 1:
+            return contestant.candidates[0]
+        target, pick = self._config.target, self._config.pick
+        effects: dict[int, float] = {}
+        for halved in range(_HALVINGS + 1):
+            size = contestant.choose_at / 2**halved
+            tried = [self._try(contestant, sign * size, layer) for layer in contestant.candidates for sign in (-1, 1)]
+            found = [point for point in tried if target in point.figures]
+            within = [point for point in found if is_affordable(point.figures, pick)]
+            effects = {}
+            for point in within or found:
+                effect = effect_of(point.figures[target], pick if within else Pick(aim="change"), self._original())
+                layer = point.key.layer or 0
+                effects[layer] = max(effects.get(layer, -math.inf), effect)
+            if within:
+                break
+        if not effects:
             raise UsageError("no layer gives finite figures", where=contestant.label, hint="lower choose_at")
-        return max(moved, key=lambda layer: moved[layer])
+        return max(effects, key=lambda layer: effects[layer])
+
+    def _try(self, contestant: Contestant, strength: float, layer: int) -> Point:
+        """Measure on validation what decides between layers."""
+        key = PointKey(contestant.label, strength, "validation", layer)
+        self._take(key, partial(self._applied, contestant, key), only=self._config.deciding)
+        return self._point(key)
 
     def _measure(self, contestant: Contestant, strength: float, split: Split) -> None:
         key = PointKey(contestant.label, strength, split)
@@ -236,13 +251,13 @@ class Sweep:
         key: PointKey,
         opened: Callable[[], AbstractContextManager[Subject]],
         *,
-        only: str | None = None,
+        only: frozenset[str] | None = None,
         strict: bool = False,
     ) -> None:
         if self._is_missing(key, only):
             if self._progress is not None:
                 self._progress(key)
-            scorers = {name: scorer for name, scorer in self._scorers.items() if only in (None, name)}
+            scorers = {name: scorer for name, scorer in self._scorers.items() if only is None or name in only}
             if key.method == BASE and self._reference != BASE:
                 scorers.pop(KL, None)  # changes are taken from the fine-tune, which is not opened yet
             for scorer in scorers.values():
@@ -258,9 +273,9 @@ class Sweep:
                 figures = {}  # a strength at which the model breaks is a finding, and no reason to stop
             self._journal.add(key, figures)
 
-    def _is_missing(self, key: PointKey, needed: str | None = None) -> bool:
+    def _is_missing(self, key: PointKey, needed: frozenset[str] | None = None) -> bool:
         figures = self._journal.points.get(key)
-        return figures is None or (needed is not None and bool(figures) and needed not in figures)
+        return figures is None or (needed is not None and bool(figures) and not needed <= figures.keys())
 
     def _pick(self, label: str) -> Picked:
         points = [point for point in self._points() if point.key.method == label and point.key.split == "validation"]
@@ -284,6 +299,9 @@ class Sweep:
 def _same(subject: Subject) -> Callable[[], AbstractContextManager[Subject]]:
     return lambda: nullcontext(subject)
 
+
+_HALVINGS = 4
+"""Of the strength at which layers are tried, where it is over the budget at all of them."""
 
 _DOUBLINGS = 6
 """Of a random direction's largest strength: its KL grows about with the square, and comes to 4,000 times as much."""

@@ -60,6 +60,7 @@ def comparison_table(result: SweepResult) -> Table:
 
 def sentences(result: SweepResult) -> Iterator[str]:
     """What was picked, and how it stands against random directions, in words."""
+    yield from result.notes
     for picked in result.picks:
         layer = f" at layer {result.layers[picked.method]}" if picked.method in result.layers else ""
         moves = ""

@@ -9,6 +9,7 @@ from typing import Any
 
 from wsmerge.errors import MissingDependencyError, UsageError
 from wsmerge.steering.baselines.method import Subject
+from wsmerge.steering.chat import takes_system
 from wsmerge.steering.sweep.items import Split, spread
 from wsmerge.steering.sweep.measuring import Role, Task
 from wsmerge.steering.sweep.samples import Samples
@@ -29,7 +30,7 @@ class TaskScorer:
 
         Raises:
             MissingDependencyError: lm-eval is not installed.
-            UsageError: no such task, or no such metric.
+            UsageError: no such task, no such metric, or a system message that the chat template does not take.
         """
         try:
             import lm_eval  # noqa: PLC0415 - an extra
@@ -42,12 +43,19 @@ class TaskScorer:
         name = self.settings.name
         if name not in manager.all_tasks:
             raise UsageError("lm-eval has no such task", where=name, hint="lm-eval ls tasks")
+        if self.settings.chat_template and subject.system is not None and not takes_system(subject.tokenizer):
+            # lm-eval would leave the message out, and say so in its log alone.
+            raise UsageError(
+                "the chat template takes no system message",
+                where=name,
+                hint="measure the task with chat_template: false",
+            )
         result = lm_eval.simple_evaluate(
             model=HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=batch_size),
             tasks=[name],
             samples={name: self._documents(manager, split)},
             system_instruction=subject.system,
-            apply_chat_template=subject.system is not None,
+            apply_chat_template=self.settings.chat_template,
             bootstrap_iters=0,
             log_samples=True,
             task_manager=manager,
