@@ -17,7 +17,8 @@ from wsmerge.core.deltas import Delta, DenseDelta, LowRankDelta
 from wsmerge.core.dtypes import BF16, F16, F32, F64, from_float64
 from wsmerge.errors import BaseMismatchError, NonFiniteError
 from wsmerge.steering import steer
-from wsmerge.steering.steer import parameter_names, steered
+from wsmerge.steering.parameters import named_slots
+from wsmerge.steering.steer import steered
 
 DTYPES = {torch.bfloat16: BF16, torch.float16: F16, torch.float32: F32, torch.float64: F64}
 UP, EMBED, HEAD = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "lm_head.weight"
@@ -295,7 +296,7 @@ def test_gradients_within_the_block_and_none_across_its_border():
 
 def test_wrapped_models_are_matched_by_checkpoint_names():
     plain = make_model()
-    names = parameter_names(plain)
+    names = [name for name, _ in named_slots(plain)]
     assert HEAD in names
     assert UP in names
     source = direction(plain, UP, "model.layers.0.self_attn.q_proj.weight")
@@ -306,7 +307,7 @@ def test_wrapped_models_are_matched_by_checkpoint_names():
     wrapped = torch.nn.Sequential()
     wrapped.add_module("module", copy.deepcopy(plain))
     for model, call in ((adapted, adapted), (wrapped, wrapped[0])):
-        assert sorted(parameter_names(model)) == sorted(names)
+        assert sorted(name for name, _ in named_slots(model)) == sorted(names)
         before = bits(model)
         with torch.no_grad(), steered(model, [all_at(source, 1.0)]):
             assert torch.allclose(call(tokens).logits, expected, atol=1e-6)

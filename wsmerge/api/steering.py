@@ -52,14 +52,14 @@ def steer(
         SteeringError: another thread steers the model; or, on leaving, parameters that others changed in the block: these
             are left as they are.
     """
-    from wsmerge.steering.steer import parameter_names, steered  # noqa: PLC0415 - needs torch
+    from wsmerge.steering.placing import base_names  # noqa: PLC0415 - needs torch
+    from wsmerge.steering.steer import steered  # noqa: PLC0415 - as above
 
     with opened(weights, store or open_registry()) as found:
-        names = parameter_names(model)
-        terms = [
-            (found[key], ks_of(coefficients_for(weight_from(weight), found[key].shapes, names)))
-            for key, weight in weights.items()
-        ]
+        terms = []
+        for key, weight in weights.items():
+            one = found[key]
+            terms.append((one, ks_of(coefficients_for(weight_from(weight), one.shapes, base_names(model, one)))))
         with steered(model, terms):
             yield
 

@@ -28,7 +28,7 @@ from wsmerge.core.tensors import BaseIdentity, DeltaSource
 from wsmerge.errors import UsageError
 from wsmerge.recipe import coefficients_for, weight_from
 from wsmerge.recipe.values import nearest
-from wsmerge.steering.placing import parameter_names, targets_of
+from wsmerge.steering.placing import base_names, targets_of
 from wsmerge.steering.steer import Block
 
 __all__ = ["Steering", "Weight", "Weights"]
@@ -85,12 +85,12 @@ class Steering(Closing):
             near = nearest(unknown[0], self._sources)
             meant = f"did you mean {near!r}?" if near else f"there is {', '.join(self._sources)}"
             raise UsageError("no direction of this name", where=unknown[0], hint=meant)
-        names = parameter_names(self._model)
-        found = {
-            name: coefficients_for(weight_from(weight), self._sources[name].shapes, names)
-            for name, weight in weights.items()
-        }
-        return {name: {tensor: at.k for tensor, at in one.by_tensor.items()} for name, one in found.items()}
+        found = {}
+        for name, weight in weights.items():
+            source = self._sources[name]
+            ks = coefficients_for(weight_from(weight), source.shapes, base_names(self._model, source))
+            found[name] = {tensor: at.k for tensor, at in ks.by_tensor.items()}
+        return found
 
     def set(self, weights: Weights) -> None:
         """Steer by `weights`, and by nothing else, until something else is set.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 
+from wsmerge.core.layers import layer_position
 from wsmerge.core.reading import is_same_delta
 from wsmerge.core.tensors import DeltaSource
-from wsmerge.engine.names import CheckpointNames
+from wsmerge.engine.names import CheckpointNames, ModelNames
 from wsmerge.errors import BaseMismatchError, NonFiniteError, Problems
 from wsmerge.steering.parameters import Slot, named_slots, obstacle, slot_of
 
-__all__ = ["Addend", "SteeringTerm", "Target", "parameter_names", "targets_of"]
+__all__ = ["Addend", "SteeringTerm", "Target", "base_names", "targets_of"]
 
 SteeringTerm: TypeAlias = tuple[DeltaSource, Mapping[str, float]]
 """A direction and its coefficient for each of its tensors; what is not named has k = 0."""
@@ -36,9 +38,24 @@ class Target(NamedTuple):
     addends: list[Addend]
 
 
-def parameter_names(model: torch.nn.Module) -> list[str]:
-    """Checkpoint names of the parameters of `model`, tied ones under each of their names."""
-    return [name for name, _ in named_slots(model)]
+def base_names(model: torch.nn.Module, source: DeltaSource) -> list[str]:
+    """Names of the parameters of `model`, those of layers as the checkpoint that `source` is over spells them.
+
+    Tied parameters stand under each of their names. Coefficients by layer count the layers of these names.
+    """
+    here = dict(named_slots(model))
+    names = _Names(model, here)
+    stacks: dict[str, str] = {}
+    for delta in source.shapes:
+        stored, held = layer_position(delta), layer_position(names.find(delta, source) or "")
+        if stored is not None and held is not None:
+            stacks[held.stack] = stored.stack
+    found = []
+    for name in here:
+        position = layer_position(name)
+        stack = position.stack if position is not None else ""
+        found.append(stacks.get(stack, stack) + name.removeprefix(stack))
+    return found
 
 
 def targets_of(model: torch.nn.Module, terms: Sequence[SteeringTerm]) -> list[Target]:
@@ -81,7 +98,7 @@ class _Placing:
         for name, parameter in named_slots(model):
             if self._parameters.setdefault(name, parameter) is not parameter:
                 problems.add(f"{name}: the model has two parameters of this name")
-        self._names = CheckpointNames(self._parameters)
+        self._names = _Names(model, self._parameters)
         self._slots: dict[Slot, Target] = {}
 
     @property
@@ -110,13 +127,13 @@ class _Placing:
         """The slot of the parameter named `delta`, and those of parameters that the direction's base ties to it."""
         outs = [out for out, into in source.base.tied.items() if into == delta and out not in source.shapes]
         found = [self._slot(source, delta, delta)]
-        found += [self._slot(source, out, delta) for out in outs if self._names.find(out) is not None]
+        found += [self._slot(source, out, delta) for out in outs if self._names.find(out, source) is not None]
         return list(dict.fromkeys(slot for slot in found if slot is not None))
 
     def _slot(self, source: DeltaSource, name: str, delta: str) -> Slot | None:
-        here = self._names.find(name)
+        here = self._names.find(name, source)
         if here is None:
-            self._problems.add(f"{source.label}: the model has no {name}{self._names.suggestion(name)}")
+            self._problems.add(f"{source.label}: {self._names.missing(name, source)}")
             return None
         parameter, shape = self._parameters[here], source.shapes[delta]
         reason = obstacle(parameter)
@@ -131,3 +148,41 @@ class _Placing:
             self._slots.setdefault(slot, Target(parameter, []))
             return slot
         return None
+
+
+class _Names:
+    """The parameters of a model in memory, to be found by the names that a checkpoint has for them."""
+
+    def __init__(self, model: torch.nn.Module, parameters: Iterable[str]) -> None:
+        self._model = model
+        self._parameters = list(parameters)
+        self._spellings = CheckpointNames(self._parameters)
+        self._loaded: dict[int, ModelNames] = {}
+
+    def find(self, name: str, source: DeltaSource) -> str | None:
+        """The parameter that holds the tensor `name` of the base of `source` as it is stored; None where none does."""
+        loaded = self._of(source)
+        if loaded is None:
+            return self._spellings.find(name)
+        return loaded.in_memory(name) or (None if self._made_of(name, loaded) else self._spellings.find(name))
+
+    def missing(self, name: str, source: DeltaSource) -> str:
+        """What a message says of a tensor that is not found."""
+        loaded = self._of(source)
+        made = self._made_of(name, loaded) if loaded is not None else None
+        if made is not None:
+            return f"{name} is part of {made} in memory, which transformers makes of several tensors"
+        return f"the model has no {name}{self._spellings.suggestion(name)}"
+
+    def _of(self, source: DeltaSource) -> ModelNames | None:
+        """How transformers names the tensors of one direction's base; None where it is not in use."""
+        if "transformers" not in sys.modules:
+            return None
+        if id(source) not in self._loaded:
+            stored = {**dict.fromkeys(source.shapes), **dict.fromkeys(source.base.tied)}
+            self._loaded[id(source)] = ModelNames(self._model, stored, self._parameters)
+        return self._loaded[id(source)]
+
+    @staticmethod
+    def _made_of(name: str, loaded: ModelNames) -> str | None:
+        return next((made for made in loaded.converted if name in loaded.sources[made]), None)

@@ -38,9 +38,9 @@ import torch
 
 from wsmerge.errors import SteeringError
 from wsmerge.steering.parameters import Slot, named_slots, obstacle, slot_of
-from wsmerge.steering.placing import Addend, SteeringTerm, parameter_names, targets_of
+from wsmerge.steering.placing import Addend, SteeringTerm, targets_of
 
-__all__ = ["Block", "SteeringTerm", "parameter_names", "steered"]
+__all__ = ["Block", "SteeringTerm", "steered"]
 
 _BLOCK_ELEMENTS: Final = 1 << 22
 _IN_PLACE: Final = "was changed in place"
