@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     MixtralConfig,
     MixtralForCausalLM,
+    PreTrainedModel,
 )
 
 import wsmerge
@@ -25,23 +27,29 @@ from tests.peft_adapters import quietly
 from tests.steering.test_steer import bits
 from wsmerge.errors import BaseMismatchError, RecipeError
 
-TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-VISION = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "patch_size": 4}
+TEXT: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "patch_size": 4}
 
 
-def gpt2() -> torch.nn.Module:
+def gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=8))
 
 
-def llava() -> torch.nn.Module:
+def llava() -> PreTrainedModel:
     text = LlamaConfig(vocab_size=40, num_key_value_heads=2, **TEXT)
     vision = CLIPVisionConfig(num_hidden_layers=2, image_size=8, **VISION)
     return LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_index=3))
 
 
-def gemma3() -> torch.nn.Module:
-    text = {"vocab_size": 40, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 16, **TEXT}
-    vision = {"num_hidden_layers": 3, "image_size": 8, **VISION}
+def gemma3() -> PreTrainedModel:
+    text: dict[str, Any] = {
+        "vocab_size": 40,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 16,
+        **TEXT,
+    }
+    vision: dict[str, Any] = {"num_hidden_layers": 3, "image_size": 8, **VISION}
     return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
 
 
@@ -52,7 +60,7 @@ MODELS = {
 }
 
 
-def saved(make, folder: Path) -> torch.nn.Module:
+def saved(make, folder: Path) -> PreTrainedModel:
     torch.manual_seed(0)
     model = make()
     model.save_pretrained(folder)
@@ -60,7 +68,8 @@ def saved(make, folder: Path) -> torch.nn.Module:
         file = folder / "model.safetensors"
         tensors = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
-    return type(model).from_pretrained(folder).eval()
+    loaded: PreTrainedModel = type(model).from_pretrained(folder)
+    return loaded.eval()  # type: ignore[no-any-return, no-untyped-call]  # transformers ships no type for it
 
 
 @pytest.mark.parametrize("name", MODELS)
