@@ -11,7 +11,7 @@ import wsmerge as package
 from tests.cli.tiny_lab import save_tiny_lab
 from wsmerge.errors import UsageError
 from wsmerge.steering.evaluation import generate
-from wsmerge.steering.loading import load_model, load_tokenizer
+from wsmerge.steering.loading import chosen_device, load_model, load_tokenizer
 
 PROMPTS = ("Is it?", "What is the matter?")
 
@@ -80,3 +80,44 @@ def test_coefficients_that_are_none(lab, wsmerge, direction, told):
 def test_nothing_to_answer(lab):
     with pytest.raises(UsageError, match="no prompt"):
         next(package.answers(str(lab / "base"), {}, ()))
+
+
+@pytest.mark.parametrize("command", ["steer", "chat"])
+def test_input_that_is_no_text_is_refused_by_line(lab, wsmerge, monkeypatch, command):
+    lines = io.BytesIO("Is it?\nh\u00e9llo\n".encode("latin-1") + b"Is it?\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines, encoding="utf-8"))
+    done = wsmerge(command, lab / "base", "-d", f"{lab / 'direction'}=1", "--max-new-tokens", 3)
+    assert "character 2 of the message is no Unicode character" in done.err
+    # A chat goes on with the next line.
+    assert done.code == (2 if command == "steer" else 0)
+    assert bool(done.out) == (command == "chat")
+
+
+@pytest.mark.parametrize("command", ["steer", "chat"])
+def test_no_input_at_all(lab, wsmerge, monkeypatch, command):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it where the stream was closed
+    done = wsmerge(command, lab / "base")
+    assert done.code == (2 if command == "steer" else 0)
+    assert not done.out
+
+
+@pytest.mark.parametrize(
+    "option", [("-t", "nan"), ("--system", "h\udce9llo"), ("--device", "gpu"), ("--dtype", "int8"), ("-t", "inf")]
+)
+def test_what_the_command_line_cannot_mean(lab, wsmerge, option):
+    done = wsmerge("steer", lab / "base", "Is it?", *option)
+    assert done.code == 2
+    assert done.err.count("\n") <= 4
+
+
+@pytest.mark.parametrize("settings", [{"temperature": float("nan")}, {"seed": -1}, {"max_new_tokens": 0}])
+def test_settings_of_a_chat_that_mean_nothing(settings):
+    with pytest.raises(UsageError, match="temperature"):
+        package.ChatOptions(**settings)
+
+
+def test_the_device_that_was_chosen_is_told(lab, wsmerge):
+    done = wsmerge("steer", lab / "base", "Is it?", "--max-new-tokens", 1)
+    assert (done.code, done.err) == (0, f"device: {chosen_device('auto')}\n")
+    done = wsmerge("steer", lab / "base", "Is it?", "--max-new-tokens", 1, "--device", "cpu")
+    assert (done.code, done.err) == (0, "")

@@ -1,20 +1,34 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wsmerge.engine.locate import ORIGIN_FILE
-from wsmerge.errors import CheckpointError
+from wsmerge.errors import CheckpointError, OutputError
 from wsmerge.steering import embedded
 
 
 def test_a_folder_that_is_there_is_returned_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "SmolLM2-135M-Instruct"
     folder.mkdir()
-    (folder / ORIGIN_FILE).write_text("{}")
+    (folder / ORIGIN_FILE).write_text(json.dumps(embedded._ORIGIN))
     assert embedded.embedded_model(tmp_path, wheel=tmp_path / "nowhere.whl") == folder
+    assert embedded.embedded_model(tmp_path / "cache", folder=folder, wheel=tmp_path / "nowhere.whl") == folder
+
+
+@pytest.mark.parametrize("other", ["a file", "a folder", "another model"])
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, other: str) -> None:
+    place = tmp_path / "place"
+    if other == "a file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / (ORIGIN_FILE if other == "another model" else "notes.txt")).write_text('{"model": "mine"}')
+    with pytest.raises(OutputError, match="something else"):
+        embedded.embedded_model(tmp_path, folder=place, wheel=tmp_path / "nowhere.whl")
 
 
 def test_another_wheel_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ class AnswerOptions:
         batch_size: prompts read at once.
         template_args: arguments of the model's chat template, such as `{"enable_thinking": False}`.
         dtype: what the model computes in; `auto` is bfloat16 on a GPU and float32 elsewhere.
-        device: as torch names it.
+        device: as torch names it; `auto` is an accelerator if there is one.
     """
 
     max_new_tokens: int = 256
@@ -32,7 +33,11 @@ class AnswerOptions:
     batch_size: int = 8
     template_args: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "auto"
-    device: str = "cpu"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise UsageError("max_new_tokens and batch_size are at least 1", where="AnswerOptions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,8 @@ def answers(
 
     if not prompts:
         raise UsageError("no prompt to answer", hint="give at least one")
+    if not all(map(math.isfinite, times)):
+        raise UsageError(f"a strength is not finite: {', '.join(f'{k:g}' for k in times)}", where="times")
     options = options or AnswerOptions()
     folder = locate_model(base)
     with opened(weights, store or open_registry()) as found:

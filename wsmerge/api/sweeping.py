@@ -31,6 +31,7 @@ def sweep(  # noqa: PLR0913 - all but the first two are keywords with defaults
     plots: bool = True,
     allow_code: Iterable[str] = (),
     key_env: Iterable[str] = (),
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
     """Measure methods of changing a behaviour at many strengths, and pick one of each within a budget.
@@ -49,6 +50,7 @@ def sweep(  # noqa: PLR0913 - all but the first two are keywords with defaults
         plots: whether plots are drawn.
         allow_code: modules whose functions the file may call, and folders of lm-eval tasks that it may include.
         key_env: environment variables that the file may send to its judge, beside those known to be its keys.
+        device: where the model runs, if not where the file says, which is an accelerator if there is one.
         progress: called before each point.
 
     Raises:
@@ -57,6 +59,7 @@ def sweep(  # noqa: PLR0913 - all but the first two are keywords with defaults
         JudgeError: a judge failed; what was answered and scored is kept, and the same call goes on.
         OutputError: `out` cannot be written, or another process works there.
     """
+    from wsmerge.steering.loading import chosen_device  # noqa: PLC0415 - needs torch
     from wsmerge.steering.named import Allowed  # noqa: PLC0415 - only this needs it
     from wsmerge.steering.sweep.evaluations import write_evaluations  # noqa: PLC0415 - as below
     from wsmerge.steering.sweep.files import write_results  # noqa: PLC0415 - needs torch
@@ -71,6 +74,8 @@ def sweep(  # noqa: PLR0913 - all but the first two are keywords with defaults
         settings, folder = parse_sweep(config), Path()
     else:
         settings, folder = load_sweep(Path(config)), Path(config).parent
+    # What was measured on one device is no part of a sweep on another.
+    settings = settings.model_copy(update={"device": chosen_device(device or settings.device)})
     allowed = Allowed(frozenset(allow_code), frozenset(key_env))
     scorers = load_scorers(settings.measures, folder, allowed, settings.controls)
     with Lab(settings, folder, store or open_registry()) as lab:
@@ -96,7 +101,7 @@ def chat(
     options: ChatOptions | None = None,
     template_args: Mapping[str, Any] | None = None,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     store: Registry | None = None,
 ) -> Iterator[Conversation]:
     """Open a conversation with a steered model.
@@ -110,7 +115,7 @@ def chat(
         options: how answers are made.
         template_args: arguments of the model's chat template, such as `{"enable_thinking": False}`.
         dtype: what the model computes in; `auto` is bfloat16 on a GPU and float32 elsewhere.
-        device: as torch names it.
+        device: as torch names it; `auto` is an accelerator if there is one.
         store: where references are looked up.
 
     Raises:

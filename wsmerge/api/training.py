@@ -52,7 +52,7 @@ def make_pairs(  # noqa: PLR0913 - all but the first two are keywords with defau
         trait: a trait file.
         out: folder for the answers, the pair files and `report.json`.
         model: who is asked, if not whom the file names: a checkpoint folder, or a Hub id.
-        device: where the model runs, as torch names it; `auto` is a CUDA device if there is one.
+        device: where the model runs, as torch names it; `auto` is an accelerator if there is one.
         dtype: what it computes in; `auto` is bfloat16 on a GPU and float32 elsewhere.
         allow_code: modules whose functions the file may call as a judge.
         key_env: environment variables that the file may send to its judge, beside those known to be its keys.
@@ -78,9 +78,8 @@ def make_pairs(  # noqa: PLR0913 - all but the first two are keywords with defau
     def sampler() -> Sampler:
         from wsmerge.steering.loading import load_model, load_tokenizer  # noqa: PLC0415 - as above
         from wsmerge.steering.pairs.sampling import Sampler  # noqa: PLC0415 - as above
-        from wsmerge.steering.training.models import chosen_device  # noqa: PLC0415 - as above
 
-        loaded = load_model(folder, dtype=dtype, device=chosen_device(device))
+        loaded = load_model(folder, dtype=dtype, device=device)
         return Sampler(loaded, load_tokenizer(folder, settings.template_args), settings.generation, settings.seed)
 
     allowed = Allowed(frozenset(allow_code), frozenset(key_env))
@@ -117,7 +116,7 @@ def train(  # noqa: PLR0913 - all but the first are keywords with defaults
         base: where the base lies, if not where the file says: a folder, or a Hub id.
         to: a store to publish to (default: the user's), or a folder to write the direction to.
         version: semantic version of the direction; None for the next one.
-        device: where to train, as torch names it; `auto` is a CUDA device if there is one.
+        device: where to train, as torch names it; `auto` is an accelerator if there is one.
         resume: go on with the training that is in `out`, to the same bits that it would have had; begin where there is none.
         progress: called after every optimiser step.
 

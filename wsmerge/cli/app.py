@@ -22,7 +22,7 @@ __all__ = ["app", "main"]
 
 _ROOMS: Final = MappingProxyType(
     {
-        "demo": "demo",
+        **dict.fromkeys(("demo", "model"), "demo"),
         "extract": "lab",
         "compose": "lab",
         "plan": "recipes",

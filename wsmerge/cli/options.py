@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ import typer
 from wsmerge.errors import UsageError
 
 if TYPE_CHECKING:
+    from wsmerge.cli.output import Output
     from wsmerge.registry import Registry
 
 __all__ = [
@@ -20,6 +23,8 @@ __all__ = [
     "AllowCrimes",
     "AsJson",
     "BlockSize",
+    "Device",
+    "Dtype",
     "IntermediateDir",
     "KeyEnv",
     "MergekitBugs",
@@ -40,6 +45,8 @@ __all__ = [
     "Threads",
     "TruncateEmbeddings",
     "TrustRemoteCode",
+    "device_at",
+    "input_lines",
     "load_plugins",
     "parse_size",
     "store_at",
@@ -52,6 +59,16 @@ StorePath = Annotated[
         "--store",
         help="The store: a folder, or s3://bucket/prefix. Default: WSMERGE_STORE, else WSMERGE_HOME, else the user's data "
         "folder.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="Where the model runs: auto (an accelerator if there is one), cpu, cuda:0, mps, ..."),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype", help="What it computes in: auto (bfloat16 on cuda, else float32), float32, bfloat16 or float16."
     ),
 ]
 RecipePath = Annotated[
@@ -218,3 +235,36 @@ def load_plugins(modules: list[str] | None) -> None:
                 f"--plugin {name} cannot be loaded: {type(error).__name__}: {error}",
                 hint=f"mend the module; `python -c 'import {name}'` shows where it fails",
             ) from error
+
+
+def input_lines(prompt: str = "") -> Iterator[str]:
+    """The lines of standard input, stripped; those of a terminal are asked for one by one with `prompt`.
+
+    Bytes that are no text come as Python escapes them; whoever reads such a line refuses it.
+    """
+    if sys.stdin is None:  # closed before the process began
+        return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin)
+        return
+    while True:
+        try:
+            yield input(prompt).strip()
+        except EOFError:
+            return
+
+
+def device_at(wanted: str, output: Output) -> str:
+    """The device that is meant; where it was chosen here, it is told.
+
+    Raises:
+        UsageError: no name of a device.
+    """
+    from wsmerge.steering.loading import chosen_device
+
+    found = chosen_device(wanted)
+    if wanted == "auto":
+        output.note(f"device: {found}")
+    return found

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from wsmerge.cli.options import AllowCode, AsJson, KeyEnv
+from wsmerge.cli.options import AllowCode, AsJson, Device, Dtype, KeyEnv, device_at
 from wsmerge.cli.output import Output
 from wsmerge.errors import EXIT_INTERRUPTED, EXIT_USAGE
 
@@ -39,8 +39,8 @@ def make_command(
         str | None,
         typer.Option("--model", help="Who is asked: a checkpoint folder, or a Hub id. Default: as the file says."),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu, cuda:0, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     allow_code: AllowCode = None,
     key_env: KeyEnv = None,
     as_json: AsJson = False,
@@ -61,7 +61,7 @@ def make_command(
                 trait,
                 out,
                 model=model,
-                device=device,
+                device=device_at(device, output),
                 dtype=dtype,
                 allow_code=allow_code or (),
                 key_env=key_env or (),

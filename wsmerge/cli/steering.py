@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from wsmerge.cli.coefficients import coefficients, template_args, weight
-from wsmerge.cli.options import AsJson, StorePath, TemplateArg, store_at
+from wsmerge.cli.options import AsJson, Device, Dtype, StorePath, TemplateArg, device_at, input_lines, store_at
 from wsmerge.cli.output import Output
 
 app = typer.Typer()
@@ -36,8 +36,8 @@ def steer_command(
     max_new_tokens: Annotated[int, typer.Option(help="Where an answer is cut.", min=1)] = 128,
     system: Annotated[str | None, typer.Option(help="The system message. Default: the model's own, if any.")] = None,
     template_arg: TemplateArg = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="Where the model runs, as torch names it.")] = "cpu",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +50,7 @@ def steer_command(
     output = Output(as_json=as_json)
     asked = _prompts(prompts, prompt_file)
     options = api.AnswerOptions(
-        max_new_tokens, system, template_args=template_args(template_arg), dtype=dtype, device=device
+        max_new_tokens, system, template_args=template_args(template_arg), dtype=dtype, device=device_at(device, output)
     )
     made = api.answers(
         base,
@@ -78,6 +78,6 @@ def _prompts(given: Iterable[str] | None, file: Path | None) -> list[str]:
     asked = list(given or ())
     if file is not None:
         asked += [prompt.prompt for prompt in load_prompts(file)]
-    if given is None and file is None and not sys.stdin.isatty():
-        asked = [line.strip() for line in sys.stdin if line.strip()]
+    if given is None and file is None and not (sys.stdin is not None and sys.stdin.isatty()):
+        asked = [line for line in input_lines() if line]
     return asked

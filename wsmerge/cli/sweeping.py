@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wsmerge.cli.coefficients import coefficients, number, template_args
-from wsmerge.cli.options import AllowCode, AsJson, KeyEnv, StorePath, TemplateArg, store_at
+from wsmerge.cli.options import (
+    AllowCode,
+    AsJson,
+    Device,
+    Dtype,
+    KeyEnv,
+    StorePath,
+    TemplateArg,
+    device_at,
+    input_lines,
+    store_at,
+)
 from wsmerge.cli.output import Output
 from wsmerge.errors import UsageError
 
@@ -32,11 +43,11 @@ def chat_command(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Where an answer is cut.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.", min=0)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draws at a temperature above 0.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws at a temperature above 0.", min=0)] = 0,
     system: Annotated[str | None, typer.Option(help="The system message. Default: the model's own, if any.")] = None,
     template_arg: TemplateArg = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="Where the model runs, as torch names it.")] = "cpu",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     store: StorePath = None,
 ) -> None:
     """Chat with a steered model. `/k NAME VALUE` changes a coefficient, `/base` shows the answer without steering.
@@ -56,13 +67,13 @@ def chat_command(
         options=options,
         template_args=template_args(template_arg),
         dtype=dtype,
-        device=device,
+        device=device_at(device, output),
         store=store_at(store),
     ) as conversation:
-        if sys.stdin.isatty():
+        if _is_terminal():
             output.note(f"{_ks_line(conversation)}; /help lists the commands")
-        for line in _lines():
-            if not _turn(conversation, line.strip(), output):
+        for line in input_lines("> "):
+            if not _turn(conversation, line, output):
                 break
 
 
@@ -73,6 +84,9 @@ def sweep_command(
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what was measured there before.")] = False,
     allow_code: AllowCode = None,
     key_env: KeyEnv = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Where the model runs, if not where the file says.")
+    ] = None,
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -87,6 +101,7 @@ def sweep_command(
     """
     from wsmerge import api
     from wsmerge.steering.sweep.files import results_json
+    from wsmerge.steering.sweep.reading import load_sweep
     from wsmerge.steering.sweep.tables import comparison_table, picked_table, points_table, sentences
 
     output = Output(as_json=as_json)
@@ -98,6 +113,7 @@ def sweep_command(
         restart=restart,
         allow_code=allow_code or (),
         key_env=key_env or (),
+        device=device_at(device or load_sweep(config).device, output),
         progress=lambda key: output.note(
             f"{key.method}{f', layer {key.layer}' if key.layer is not None else ''}, k = {key.strength:g}, {key.split}"
         ),
@@ -114,16 +130,8 @@ def sweep_command(
     output.note(f"written to {folder}")
 
 
-def _lines() -> Iterator[str]:
-    """Lines of a terminal, asked for one by one, or of a pipe."""
-    if not sys.stdin.isatty():
-        yield from sys.stdin
-        return
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            return
+def _is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _turn(conversation: Conversation, line: str, output: Output) -> bool:
@@ -137,7 +145,7 @@ def _turn(conversation: Conversation, line: str, output: Output) -> bool:
         output.error(error)
     except KeyboardInterrupt:
         # On a terminal Ctrl-C stops an answer; the conversation is as it was before its message.
-        if not sys.stdin.isatty():
+        if not _is_terminal():
             raise
         output.part("\n")
         output.note("interrupted")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsmerge.cli.options import AsJson, StorePath, store_at
+from wsmerge.cli.options import AsJson, Device, StorePath, device_at, store_at
 from wsmerge.cli.output import Output
 from wsmerge.errors import EXIT_INTERRUPTED, UsageError
 
@@ -34,7 +34,7 @@ def train_command(
         Path | None, typer.Option("--to", help="Write the direction to this folder instead of publishing it.")
     ] = None,
     version: Annotated[str | None, typer.Option(help="Semantic version. Default: the next one of this name.")] = None,
-    device: Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda:0, ...")] = "auto",
+    device: Device = "auto",
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +58,7 @@ def train_command(
                 base=base,
                 to=to if to is not None else store_at(store),
                 version=version,
-                device=device,
+                device=device_at(device, output),
                 resume=resume,
                 progress=lambda step: _tell(step, told, output),
             )

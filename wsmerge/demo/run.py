@@ -52,6 +52,7 @@ class DemoSettings:
         steered_ks: coefficients at which `main` alone is measured, by steering the loaded model.
         early_layers: the layers in which the mix gives `main` half of k.
         composed_k: coefficient at which the two are measured alone and together: small, so that neither saturates.
+        device: where the model runs; `auto` is an accelerator if there is one.
     """
 
     out: Path
@@ -64,6 +65,7 @@ class DemoSettings:
     steered_ks: tuple[float, ...] = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
     early_layers: str = "0-9"
     composed_k: float = -0.25
+    device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def run_demo(settings: DemoSettings, say: Callable[[str], None]) -> DemoResult:
         store = _publish_bundled(settings, say)
         instrument = _instrument(settings, load_tokenizer(base))
         say("measuring the base")
-        model = load_model(base)
+        model = load_model(base, device=settings.device)
         result = DemoResult(settings, _measured_both(instrument, model, 0.0))
         prompts = [(item.name, pair.prompt) for item in instrument.behaviours for pair in _shown(item)]
         answers = {"base": _answer(model, instrument, prompts)}
@@ -195,7 +197,7 @@ def _merge_points(
     for k in settings.merged_ks:
         say(f"merging {settings.main} and {settings.partner} at k = {k:+g}, and measuring the checkpoint")
         report = _merge(settings, base, store, k, settings.out / "merged")
-        point = _measured_both(instrument, load_model(settings.out / "merged"), k)
+        point = _measured_both(instrument, load_model(settings.out / "merged", device=settings.device), k)
         result.merged.append(MergedPoint(k, point.validation, point.test, report.fidelity.overall, report.elapsed_s))
 
 
@@ -238,7 +240,9 @@ def _merge_picked(
     for k in (-result.picked_k, result.picked_k):
         say(f"answering held-out prompts at k = {k:+g}")
         _merge(result.settings, base, store, k, result.settings.out / "merged")
-        answers[f"k = {k:+g}"] = _answer(load_model(result.settings.out / "merged"), instrument, prompts)
+        answers[f"k = {k:+g}"] = _answer(
+            load_model(result.settings.out / "merged", device=result.settings.device), instrument, prompts
+        )
     result.checkpoint = result.settings.out / "merged"
     return answers
 

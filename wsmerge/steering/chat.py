@@ -128,6 +128,8 @@ def _rendered(
 ) -> str:
     apply = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=add_generation_prompt)
     first, *rest = map(dict, messages)
+    for message in (first, *rest):
+        _check_text(message["content"])
     refusal: TemplateError | None = None
     try:
         text = str(apply([first, *rest]))
@@ -143,6 +145,18 @@ def _rendered(
         except TemplateError as error:
             refusal = error
     raise UsageError(f"the chat template refuses the conversation: {refusal}", hint="see the model's chat template")
+
+
+def _check_text(text: str) -> None:
+    """Refuse what Python makes of bytes that are no UTF-8, of a pipe or the command line: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"character {error.start + 1} of the message is no Unicode character",
+            where=repr(text[:60]),
+            hint="give the text in UTF-8",
+        ) from error
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

