@@ -27,7 +27,9 @@ def chat(lab, wsmerge, monkeypatch):
     def run(*lines: str, k: str = "-1.5", options: tuple[str, ...] = ()):
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         direction = f"{lab / 'direction'}={k}"
-        return wsmerge("chat", lab / "base", "--direction", direction, "--max-new-tokens", 5, *options)
+        return wsmerge(
+            "chat", lab / "base", "--direction", direction, "--max-new-tokens", 5, "--device", "cpu", *options
+        )
 
     return run
 
