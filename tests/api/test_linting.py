@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import yaml
 
 import wsmerge
 from tests.builders import llama_shapes
-from tests.engine.merging.made import entries, fine_tune, merge, model
+from tests.engine.merging.made import direction, entries, fine_tune, merge, model
 from wsmerge.core.dtypes import BF16
 from wsmerge.errors import RecipeError, WsmergeError
 
@@ -158,3 +160,21 @@ def test_recipes_that_others_make_are_checked_as_far_as_they_can_be(models):
     }
     text = yaml.safe_dump_all([blend, recipe_of((models[0], "blend"), dype=1)], sort_keys=False)
     assert told(text) == [("warning", "unknown-key"), ("info", "not-checked")]
+
+
+@pytest.mark.parametrize("form", ["merge", "steer"])
+def test_an_untidy_index_is_told_and_refused_where_it_is_to_be_strict(tmp_path, form):
+    base = model(tmp_path / "base", shards=2)
+    file = base / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["model.ghost.weight"] = "model-00001-of-00002.safetensors"
+    file.write_text(json.dumps(index))
+    recipe = {"merge_method": "passthrough", "models": entries((base, {}))}
+    if form == "steer":
+        push = {"direction": str(direction(base, tmp_path / "push")), "weight": 1.0}
+        recipe = {"base_model": str(base), "directions": [push]}
+    (warning,) = merge(tmp_path / "out", recipe).warnings
+    assert warning.startswith("base: model.ghost.weight: the index says model-00001-of-00002.safetensors")
+    assert [(item.level, item.message) for item in wsmerge.lint(recipe)] == [("warning", warning)]
+    with pytest.raises(RecipeError, match="strict"):
+        merge(tmp_path / "strict", recipe, strict=True)

@@ -133,28 +133,50 @@ def reindex(folder: Path, change) -> None:
     file.write_text(json.dumps(index))
 
 
-def test_everything_wrong_with_an_index_at_once(sharded):
+def test_every_file_of_an_index_that_cannot_be_read_at_once(sharded):
     def change(weight_map):
-        weight_map["model.ghost.weight"] = "model-00001-of-00003.safetensors"
         weight_map["model.lost.weight"] = "model-00009-of-00003.safetensors"
         weight_map["model.outside.weight"] = "../model.safetensors"
-        del weight_map["model.norm.weight"]
 
     reindex(sharded, change)
-    doubled = load_file_bits(sharded / "model-00001-of-00003.safetensors")
-    second = load_file_bits(sharded / "model-00002-of-00003.safetensors")
-    write_tensor_file(sharded / "model-00002-of-00003.safetensors", second | dict(list(doubled.items())[:1]))
     broken = sharded / "model-00003-of-00003.safetensors"
-    holds_norm = "model.norm.weight" in load_file_bits(broken)
+    broken.write_bytes(broken.read_bytes()[:-2])
     text = str(refused(sharded))
-    assert "model.ghost.weight: the index says model-00001-of-00003.safetensors, which does not hold it" in text
     assert "model-00009-of-00003.safetensors: named by the index, and missing" in text
     assert "../model.safetensors: the index names a file outside" in text
-    assert f"{next(iter(doubled))}: in model-00001-of-00003.safetensors and in model-00002-of-00003.safetensors" in text
-    assert "model.norm.weight: in model-0000" in text
-    broken.write_bytes(broken.read_bytes()[:-2])
-    assert "model-00003-of-00003.safetensors: the file is truncated" in str(refused(sharded))
-    assert holds_norm or "model.norm.weight" in text
+    assert "model-00003-of-00003.safetensors: the file is truncated" in text
+
+
+@pytest.mark.parametrize("overlay", ["model-overlay.safetensors", "a-first.safetensors"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_tensor_in_two_files_is_the_one_that_transformers_takes(sharded, overlay, listed):
+    # Copies that were made anew lie in a file of their own, and the old shard still holds the stale ones.
+    name, other = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
+    held = next(file for file in sorted(sharded.glob("*.safetensors")) if name in load_file_bits(file))
+    dtype, stale = load_file_bits(held)[name]
+    write_tensor_file(sharded / overlay, {name: (dtype, stale ^ 1), "extra": (dtype, stale)})
+    reindex(sharded, lambda weight_map: weight_map.update({name: overlay} if listed else {other: overlay}))
+    theirs = AutoModelForCausalLM.from_pretrained(sharded, dtype=torch.bfloat16).state_dict()
+    with Checkpoint(sharded) as checkpoint:
+        notes = list(checkpoint.notes)
+        for tensor in (name, other):
+            ours = np.frombuffer(checkpoint.read(tensor), "<u2").reshape(checkpoint.specs[tensor].shape)
+            assert np.array_equal(ours, theirs[tensor].view(torch.uint16).numpy())
+    (told,) = (note for note in notes if note.startswith(f"{name}: "))
+    assert overlay in told
+    assert held.name in told
+    assert any(note.startswith("extra: ") and "does not name it" in note for note in notes)
+    assert any(note.startswith(f"{other}: ") for note in notes) is not listed
+
+
+def test_an_entry_of_the_index_that_no_file_has_is_left_out(sharded):
+    file = "model-00001-of-00003.safetensors"
+    reindex(sharded, lambda weight_map: weight_map.update({"model.ghost.weight": file}))
+    with Checkpoint(sharded) as checkpoint:
+        assert "model.ghost.weight" not in checkpoint.specs
+        (note,) = checkpoint.notes
+    assert "model.ghost.weight" in note
+    assert file in note
 
 
 def load_file_bits(path: Path) -> dict[str, tuple[DType, NDArray[Any]]]:

@@ -86,19 +86,21 @@ def plan(recipe: RecipeLike, *, store: Registry | None = None, settings: Setting
         )
         directions = open_inputs(loaded, models, store, opened)
         planned, coefficients = _planned(loaded, models, directions, settings)
-        if settings.strict and planned.warnings:
+        checkpoints = dict.fromkeys(model.checkpoint for model in models.opened)
+        told = (*(f"{item.label}: {note}" for item in checkpoints for note in item.notes), *planned.warnings)
+        if settings.strict and told:
             raise RecipeError(
                 "refused, since it was to be strict",
                 where=str(loaded.path) if loaded.path else None,
                 hint="mend what it says, or leave --strict out",
-                details=planned.warnings,
+                details=told,
             )
         return RecipePlan(
             recipe=loaded,
             merge=planned.plan,
             directions=tuple(directions.added),
             coefficients=coefficients,
-            warnings=(*noted, *planned.warnings),
+            warnings=(*noted, *told),
             files=planned.files,
             opened=opened.pop_all(),
             inline=directions.inline,

@@ -50,7 +50,7 @@ class Checkpoint(Closing):
         specs: every tensor, file by file in the order of their bytes.
 
     Raises:
-        CheckpointError: no weights, or an index that does not agree with its files; all problems at once.
+        CheckpointError: no weights, or files that an index names and that are not there; all problems at once.
         TensorFileError: a truncated or malformed file.
         HubError: tensor files on the Hub that it does not give.
     """
@@ -59,7 +59,7 @@ class Checkpoint(Closing):
         self.path = path
         self.commit = commit
         self.config: Mapping[str, Any] = read_config(path if path.is_dir() else path.parent)
-        self._files = open_tensor_files(path, self.config, commit)
+        self._files, self._untidy = open_tensor_files(path, self.config, commit)
         self._file_of: dict[str, AnyTensorFile] = {name: file for file in self._files for name in file.specs}
         self.specs: dict[str, TensorSpec] = {name: file.specs[name] for name, file in self._file_of.items()}
 
@@ -83,8 +83,9 @@ class Checkpoint(Closing):
         return [tensor_file_stamp(file) for file in self._files]
 
     @property
-    def links(self) -> Iterator[str]:
-        """The tensor files that links lead out of the folder to, a sentence each."""
+    def notes(self) -> Iterator[str]:
+        """What the user should know of the files: links out of the folder, and an index that says otherwise."""
+        yield from self._untidy
         for file in self._files if self.path.is_dir() else ():
             local = not (isinstance(file, TensorFile) and isinstance(file.file, RemoteFile))
             outside = place_outside(file.path, self.path) if local else None

@@ -2,13 +2,13 @@
 
 transformers is followed in what a folder means: the file that `config.json` names in `transformers_weights`, else
 `model.safetensors`, else the shards of `model.safetensors.index.json`, else the same of `pytorch_model.bin`. An index
-beside a single file is not looked at.
+beside a single file is not looked at. Of an index only the names of its files count, which are read in their order.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -36,6 +36,9 @@ __all__ = [
 
 AnyTensorFile = TensorFile | PickledFile
 """One open file of tensors."""
+
+OpenedFiles = tuple[list[AnyTensorFile], tuple[str, ...]]
+"""The files of a checkpoint, and what the user should know of them."""
 
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
@@ -84,8 +87,10 @@ class ModelFiles:
         return file
 
 
-def open_tensor_files(path: Path, config: Mapping[str, Any], commit: RepoCommit | None = None) -> list[AnyTensorFile]:
+def open_tensor_files(path: Path, config: Mapping[str, Any], commit: RepoCommit | None = None) -> OpenedFiles:
     """Open the tensor files of the checkpoint at `path`, a folder or one file, in the order of their names.
+
+    Of a tensor that several hold, the last file's counts. What an index says otherwise is told in a sentence each.
 
     Args:
         path: the folder or file.
@@ -93,7 +98,7 @@ def open_tensor_files(path: Path, config: Mapping[str, Any], commit: RepoCommit 
         commit: what has the tensor files that the folder lacks.
 
     Raises:
-        CheckpointError: there are none, or they do not agree with the index; all problems at once.
+        CheckpointError: there are none, or some that the index names are not there; all problems at once.
         TensorFileError: the one file is truncated or malformed.
         HubError: files on the Hub that it does not give.
     """
@@ -112,7 +117,7 @@ def open_tensor_files(path: Path, config: Mapping[str, Any], commit: RepoCommit 
     files = ModelFiles(path, commit)
     for name in candidates:
         if files.has(name):
-            return _open_shards(files, name) if name.endswith(_INDEX_SUFFIX) else [files.open(name)]
+            return _open_shards(files, name) if name.endswith(_INDEX_SUFFIX) else ([files.open(name)], ())
     raise _no_weights(path, candidates)
 
 
@@ -188,15 +193,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _open_file_argument(path: Path) -> list[AnyTensorFile]:
+def _open_file_argument(path: Path) -> OpenedFiles:
     if path.suffix == ".gguf":
         raise _gguf(path)
     if path.name.endswith(_INDEX_SUFFIX):
         return _open_shards(ModelFiles(path.parent), path.name)
-    return [open_tensor_file(path)]
+    return [open_tensor_file(path)], ()
 
 
-def _open_shards(files: ModelFiles, index_name: str) -> list[AnyTensorFile]:
+def _open_shards(files: ModelFiles, index_name: str) -> OpenedFiles:
     weight_map = _read_index(files.folder / index_name)
     problems = Problems()
     opened: list[AnyTensorFile] = []
@@ -205,10 +210,9 @@ def _open_shards(files: ModelFiles, index_name: str) -> list[AnyTensorFile]:
             shard = _open_shard(files, name, problems)
             if shard is not None:
                 opened.append(shard)
-        _check_agreement(weight_map, opened, problems)
         problems.raise_if_any(
             CheckpointError,
-            f"{index_name} and the tensor files do not agree",
+            f"the tensor files of {index_name} cannot be read",
             where=str(files.folder),
             hint="download or write the checkpoint again",
         )
@@ -216,7 +220,7 @@ def _open_shards(files: ModelFiles, index_name: str) -> list[AnyTensorFile]:
         for file in opened:
             file.close()
         raise
-    return opened
+    return opened, tuple(_disagreements(weight_map, opened))
 
 
 def _open_shard(files: ModelFiles, name: str, problems: Problems) -> AnyTensorFile | None:
@@ -243,19 +247,22 @@ def _read_index(file: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_agreement(weight_map: Mapping[str, str], opened: Sequence[AnyTensorFile], problems: Problems) -> None:
-    seen: dict[str, str] = {}
-    specs = {tensor_file_name(file): file.specs for file in opened}
-    for file, held in specs.items():
-        for name in held:
-            if name in seen:
-                problems.add(f"{name}: in {seen[name]} and in {file}")
-            elif name not in weight_map:
-                problems.add(f"{name}: in {file}, and not in the index")
-            seen[name] = file
-    for name, shard in weight_map.items():
-        if shard in specs and name not in specs[shard]:
-            problems.add(f"{name}: the index says {shard}, which does not hold it")
+def _disagreements(weight_map: Mapping[str, str], opened: Sequence[AnyTensorFile]) -> Iterator[str]:
+    """Where the index and its files say different things, and which transformers believes: the last file by name."""
+    holders: dict[str, list[str]] = {}
+    for file in opened:
+        for name in file.specs:
+            holders.setdefault(name, []).append(tensor_file_name(file))
+    for name, files in holders.items():
+        said = weight_map.get(name)
+        index = f"the index says {said}" if said else "the index does not name it"
+        if len(files) > 1:
+            yield f"{name}: in {' and in '.join(files)}; {index}; it is read from {files[-1]}, as transformers reads it"
+        elif said != files[0]:
+            yield f"{name}: in {files[0]}, and {index}; it is read, as transformers reads it"
+    for name, said in weight_map.items():
+        if name not in holders:
+            yield f"{name}: the index says {said}, and no file holds it; it is left out, as transformers leaves it out"
 
 
 def _no_weights(path: Path, candidates: Sequence[str]) -> CheckpointError:

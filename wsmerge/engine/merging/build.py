@@ -112,9 +112,6 @@ class _Planning:
         self._conversions = ConversionCache()
         references = [reference for _, reference in input_references(self._recipe)]
         self._inputs = list(dict.fromkeys(request.models.open(reference) for reference in references))
-        self._warnings += [
-            f"{model.checkpoint.label}: {link}" for model in self._inputs for link in model.checkpoint.links
-        ]
         self._donor = self._inputs[0]  # the base, else the first model, where mergekit takes any
         self._method = method_named(self._recipe.merge_method or "")
 
