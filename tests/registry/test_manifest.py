@@ -111,6 +111,12 @@ def test_all_problems_are_told_at_once():
         ({"tensors": [dense_row(), dense_row()]}, "2 rows"),
         ({"tensors": [dense_row(norm=math.nan)]}, "norm"),
         ({"tensors": [dense_row(rank=1)]}, "neither rank nor layout"),
+        ({"tensors": [dense_row(module="model.norm")]}, "nor module"),
+        (
+            {"tensors": [low_rank_row(), low_rank_row(name="up", module="model.layers.0.mlp.up_proj")]},
+            "2 rows are of module",
+        ),
+        ({"tensors": [low_rank_row(module="")]}, "module"),
         ({"tensors": [dense_row(shape=[5])]}, "do not make [5]"),
         ({"tensors": [low_rank_row(rank=3)]}, "do not make [6, 4]"),
         ({"tensors": [low_rank_row(layout="transposed")]}, "do not make [6, 4]"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsmerge.api.exporting.modules import renamed_modules
 from wsmerge.api.placing import checked_version, place, target_of
 from wsmerge.api.references import WeightLike, ks_of, opened
 from wsmerge.engine.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ from wsmerge.registry import (
     open_reference,
     open_registry,
 )
+from wsmerge.registry.records import told_modules
 from wsmerge.registry.resolve import reference_text
 from wsmerge.steering.composition import Composition, Part
 
@@ -194,6 +196,12 @@ def compose(
                 for row in item.manifest.tensors
                 if row.layout and composition.rank_or_none(row.name) is not None
             },
+            modules={
+                name: module
+                for item in found.values()
+                for name, module in told_modules(item.manifest.tensors).items()
+                if composition.rank_or_none(name) is not None
+            },
             parents=tuple(
                 ParentRecord(reference=direction.label, version_digest=direction.digest) for direction in found.values()
             ),
@@ -213,6 +221,7 @@ def _extraction_about(name: str, version: str, details: Details, extraction: Ext
         poles=tuple(_with_training(pole, details) for pole in extraction.poles),
         datasets=details.datasets,
         layouts=extraction.layouts,
+        modules=renamed_modules(base, extraction.layouts),
         licence=details.licence,
     )
 

@@ -121,5 +121,8 @@ def _print_direction(output: Output, direction: Direction, *, published: bool) -
     )
     output.text(f"version digest {direction.digest}")
     output.text(f"at {direction.files.label}")
+    obstacle = manifest.adapter_obstacle
+    if obstacle and low_rank == len(manifest.tensors):
+        output.note(f"its files are no PEFT adapter: {obstacle}")
     if published:
         output.note(f"next: put `direction: {direction.label}` into a recipe, and run wsmerge merge")

@@ -34,6 +34,7 @@ class About:
         base_revision: the commit that the base was read at.
         base_origin: how the base came about where it is not the published checkpoint.
         layouts: orientation of low-rank factors by tensor name; `linear` where absent.
+        modules: `TensorRecord.module` of low-rank deltas, where it is told.
         created: UTC, ISO 8601; the present time if None.
     """
 
@@ -46,6 +47,7 @@ class About:
     poles: tuple[PoleRecord, ...] = ()
     datasets: tuple[DatasetRecord, ...] = ()
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    modules: Mapping[str, str | None] = field(default_factory=dict)
     licence: str | None = None
     parents: tuple[ParentRecord, ...] = ()
     created: str | None = None
@@ -71,7 +73,9 @@ def write_direction(
     Version.parse(about.version)
     with staged_folder(folder) as staged:
         base = _base_record(source, about)
-        rows = write_payload(staged, source, base, about.layouts, max_shard_bytes=max_shard_bytes)
+        rows = write_payload(
+            staged, source, base, about.layouts, modules=about.modules, max_shard_bytes=max_shard_bytes
+        )
         manifest = Manifest.of(_manifest_fields(rows, base, about))
         (staged / MANIFEST_FILE).write_bytes(manifest.canonical_bytes())
         (staged / META_FILE).write_text(render_meta(manifest), encoding="utf-8")

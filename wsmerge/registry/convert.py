@@ -16,6 +16,7 @@ from wsmerge.registry.files import ArtifactFiles
 from wsmerge.registry.manifest import MANIFEST_FILE
 from wsmerge.registry.payloads import MAX_SHARD_BYTES, Codec, check_codec, payload_files, write_payload
 from wsmerge.registry.payloads.zarr_layout import ZARR_FOLDER
+from wsmerge.registry.records import told_modules
 from wsmerge.registry.zarr_direction import write_zarr_direction
 
 __all__ = ["PAYLOADS", "PayloadFormat", "check_payload", "convert_direction", "payload_bytes"]
@@ -97,7 +98,14 @@ def _write_safetensors(direction: Direction, folder: Path, max_shard_bytes: int)
     """As every direction is written; what comes out is what the manifest names, unless the tensors are damaged."""
     manifest = direction.manifest
     layouts = {row.name: row.layout for row in manifest.tensors if row.layout is not None}
-    rows = write_payload(folder, direction, manifest.base, layouts, max_shard_bytes=max_shard_bytes)
+    rows = write_payload(
+        folder,
+        direction,
+        manifest.base,
+        layouts,
+        modules=told_modules(manifest.tensors),
+        max_shard_bytes=max_shard_bytes,
+    )
     written = {(row.name, part.component, part.sha256) for row in rows for part in row.components}
     problems = Problems()
     for row in manifest.tensors:

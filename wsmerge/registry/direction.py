@@ -237,8 +237,8 @@ def check_agreement(manifest: Manifest, payload: Payload) -> None:
         DirectionError: with every array that does not agree.
     """
     problems = Problems()
-    if payload.adapter and not manifest.plain_adapter:
-        problems.add("the payload is a PEFT adapter, and PEFT cannot hold a dense delta or one of a tied tensor")
+    if payload.adapter and manifest.adapter_obstacle:
+        problems.add(f"the payload is a PEFT adapter, and cannot be one: {manifest.adapter_obstacle}")
     specs = payload.specs
     expected = {key: part for key, _, part in component_keys(manifest.tensors, adapter=payload.adapter)}
     for key, part in expected.items():

@@ -29,8 +29,8 @@ from wsmerge.registry.records import (
     PoleRecord,
     Record,
     TensorRecord,
+    adapter_obstacle,
     factor_shapes,
-    is_plain_adapter,
 )
 from wsmerge.registry.references import check_name
 from wsmerge.registry.versions import Version
@@ -137,7 +137,12 @@ class Manifest(Record):
     @property
     def plain_adapter(self) -> bool:
         """Whether plain PEFT can hold it."""
-        return is_plain_adapter(self.tensors, self.base)
+        return self.adapter_obstacle is None
+
+    @property
+    def adapter_obstacle(self) -> str | None:
+        """Why plain PEFT cannot hold it; None where it can."""
+        return adapter_obstacle(self.tensors, self.base)
 
 
 def parse_manifest(data: bytes, *, where: str | None = None) -> Manifest:
@@ -187,6 +192,10 @@ def _check(manifest: Manifest, problems: Problems) -> None:
             problems.add(f"tensors: {name} has {count} rows")
     if not names:
         problems.add("tensors: there are none")
+    modules = Counter(row.adapted_module for row in manifest.tensors if row.low_rank)
+    for module, count in modules.items():
+        if module is not None and count > 1:
+            problems.add(f"tensors: {count} rows are of module {module}")
     for row in manifest.tensors:
         _check_row(row, problems)
 
@@ -195,8 +204,8 @@ def _check_row(row: TensorRecord, problems: Problems) -> None:
     found = [(part.component, part.shape) for part in row.components]
     if not row.low_rank:
         expected: list[tuple[str, tuple[int, ...]]] = [("delta", row.shape)]
-        if row.rank is not None or row.layout is not None:
-            problems.add(f"tensors.{row.name}: a dense row has neither rank nor layout")
+        if row.rank is not None or row.layout is not None or row.module is not None:
+            problems.add(f"tensors.{row.name}: a dense row has neither rank nor layout nor module")
     elif row.rank is None or row.layout is None or len(row.shape) != 2:
         problems.add(f"tensors.{row.name}: a low-rank row needs rank, layout and a shape of two dimensions")
         return

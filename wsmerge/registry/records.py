@@ -27,8 +27,9 @@ __all__ = [
     "PoleRecord",
     "Record",
     "TensorRecord",
+    "adapter_obstacle",
     "factor_shapes",
-    "is_plain_adapter",
+    "told_modules",
 ]
 
 Kind = Literal["contrastive", "task_vector", "composed", "bias_only"]
@@ -115,6 +116,8 @@ class TensorRecord(Record):
         shape: of the tensor.
         rank: of the factors; low-rank only.
         layout: how the factors give the delta; low-rank only.
+        module: what has the tensor as its weight in memory, as PEFT calls it, where that is not the tensor's own name; None
+            where no module that PEFT can adapt has it. Low-rank only, and absent where the names agree.
         norm: Frobenius norm of the delta as stored, computed in float64.
         components: `delta`, or `lora_A` and `lora_B`.
     """
@@ -124,6 +127,7 @@ class TensorRecord(Record):
     shape: tuple[NonNegativeInt, ...]
     rank: PositiveInt | None = None
     layout: Layout | None = None
+    module: Text | None = None
     norm: Norm
     components: tuple[ComponentRecord, ...]
 
@@ -131,6 +135,13 @@ class TensorRecord(Record):
     def low_rank(self) -> bool:
         """Whether the delta is held as two factors."""
         return self.representation == "low_rank"
+
+    @property
+    def adapted_module(self) -> str | None:
+        """The module that PEFT adapts for it; None where there is none."""
+        if "module" in self.model_fields_set:
+            return self.module
+        return self.name.removesuffix(".weight") if self.name.endswith(".weight") else None
 
     def content_rows(self) -> Iterable[ContentRow]:
         """What this row contributes to the content digest."""
@@ -140,13 +151,25 @@ class TensorRecord(Record):
             yield ContentRow(self.name, part.component + suffix, part.dtype, part.shape, part.sha256)
 
 
-def is_plain_adapter(rows: Iterable[TensorRecord], base: BaseRecord) -> bool:
-    """Whether plain PEFT can hold `rows`: all low-rank weights, none of them shared by another tensor of the base.
+def adapter_obstacle(rows: Iterable[TensorRecord], base: BaseRecord) -> str | None:
+    """Why plain PEFT cannot hold `rows`, told of the first that it cannot; None where it can.
 
     PEFT adapts a module and not a tensor, so of an embedding tied to `lm_head` it would change the input alone.
     """
-    tied = set(base.tied.values())
-    return all(row.low_rank and row.name.endswith(".weight") and row.name not in tied for row in rows)
+    outputs = {into: out for out, into in base.tied.items()}
+    for row in rows:
+        if not row.low_rank:
+            return f"the delta of {row.name} is dense"
+        if row.name in outputs:
+            return f"{row.name} is tied to {outputs[row.name]}, of which PEFT would change one"
+        if row.adapted_module is None:
+            return f"{row.name} is no weight of a module that PEFT can adapt"
+    return None
+
+
+def told_modules(rows: Iterable[TensorRecord]) -> dict[str, str | None]:
+    """What `rows` say of modules in memory, by tensor."""
+    return {row.name: row.module for row in rows if "module" in row.model_fields_set}
 
 
 def factor_shapes(shape: tuple[int, ...], rank: int, layout: Layout) -> dict[str, tuple[int, int]]:

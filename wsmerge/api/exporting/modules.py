@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from wsmerge.engine.names import ModelNames, empty_model
+from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.engine.names import ModelNames, empty_model, may_convert
+from wsmerge.errors import CheckpointError
 from wsmerge.registry import Layout
 
-__all__ = ["Module", "adaptable_modules"]
+__all__ = ["Module", "adaptable_modules", "renamed_modules"]
+
+_PREFIXES: Final = ("model.", "transformer.")
+# In models whose experts transformers stacks, PEFT takes every module of these names for experts and adapts those instead:
+# a dense layer or a shared expert cannot be told to it.
+_TAKEN_FOR_EXPERTS: Final = {
+    "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
+    "qwen2_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
+}
 
 
 class Module(NamedTuple):
@@ -37,10 +47,53 @@ def adaptable_modules(config: Mapping[str, Any], stored: Iterable[str], *, label
     if model is None:
         weights = [name for name in names if name.endswith(".weight")]
         return {name: Module(name.removesuffix(".weight"), "linear") for name in weights}
+    return _modules_of(model, names)
+
+
+def renamed_modules(base: Checkpoint, layouts: Mapping[str, Layout]) -> dict[str, str | None]:
+    """The modules that PEFT has to be told for low-rank deltas over `base`, where they are not called as stored.
+
+    Args:
+        base: what the deltas are over.
+        layouts: of the factors, by stored name.
+
+    Returns:
+        Module by stored name; None where transformers holds the tensor otherwise than PEFT could adapt with these factors.
+        Nothing of a model that transformers does not have, or cannot make of this configuration.
+    """
+    if all(_is_named_as_stored(name, base.config) for name in layouts):
+        return {}
+    try:
+        model = empty_model(base.config, base.label)
+    except CheckpointError:
+        return {}
+    if model is None:
+        return {}
+    found = _modules_of(model, [*base.specs, *base.tied])
+    told: dict[str, str | None] = {}
+    for name, layout in layouts.items():
+        module = found.get(name)
+        adapted = module.name if module and module.layout == layout else None
+        if adapted is None or f"{adapted}.weight" != name:
+            told[name] = adapted
+    return told
+
+
+def _is_named_as_stored(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether it is known without a model, whose making takes seconds: it has a prefix, and nothing renames it."""
+    return name.startswith(_PREFIXES) and not may_convert(config)
+
+
+def _modules_of(model: Any, names: Iterable[str]) -> dict[str, Module]:  # noqa: ANN401 - a transformers model
+    from transformers import conversion_mapping  # noqa: PLC0415 - loaded already
+
     loaded = ModelNames(model, names)
+    # The types of models whose experts PEFT converts, by the one that they are like.
+    alike = {**getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {}), "mixtral": "mixtral"}
+    taken = _TAKEN_FOR_EXPERTS.get(alike.get(model.config.model_type, ""), frozenset())
     found: dict[str, Module] = {}
     for name, module in model.named_modules():
-        layout = _layout(module)
+        layout = _layout(module) if name.rpartition(".")[2] not in taken else None
         tensor = loaded.stored(f"{name}.weight") if layout else None
         if layout and tensor:
             found[tensor] = Module(name, layout)

@@ -83,7 +83,7 @@ def factored_tensors(planned: RecipePlan) -> Factored:
         elif name in tied:
             others[name] = "input and output embedding are one tensor, and an adapter changes only the one"
         elif name not in modules:
-            others[name] = "it is no weight of a linear layer or an embedding"
+            others[name] = "it is no weight of a linear layer or an embedding that PEFT can adapt"
         else:
             found[name] = modules[name]
     return Factored(found, others)

@@ -22,7 +22,7 @@ from wsmerge.registry.entries import Entry
 from wsmerge.registry.hub.download import Progress
 from wsmerge.registry.hub.remote import RemoteDirection, open_remote
 from wsmerge.registry.payloads import component_keys
-from wsmerge.registry.records import ParentRecord, TensorRecord
+from wsmerge.registry.records import ParentRecord, TensorRecord, told_modules
 from wsmerge.registry.references import HubReference, StoreReference, check_name
 from wsmerge.registry.registry import Registry
 
@@ -82,6 +82,7 @@ class PartialDirection:
             poles=whole.poles,
             datasets=whole.datasets,
             layouts={row.name: row.layout for row in self.rows if row.layout is not None},
+            modules=told_modules(self.rows),
             licence=whole.licence,
             parents=(parent,),
             created=whole.created,

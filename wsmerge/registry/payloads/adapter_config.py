@@ -43,7 +43,7 @@ _HARMLESS: Final[Mapping[str, Any]] = {
 
 def adapter_config(rows: Sequence[TensorRecord], base: BaseRecord) -> dict[str, Any]:
     """`adapter_config.json` of `rows`, all low-rank: r = lora_alpha everywhere, so that PEFT's scaling is 1."""
-    ranks = {row.name.removesuffix(".weight"): row.rank for row in rows}
+    ranks = {str(row.adapted_module): row.rank for row in rows}
     counts = Counter(rank for rank in ranks.values() if rank is not None)
     usual = max(counts, key=lambda rank: (counts[rank], -rank))
     # PEFT takes the first pattern that matches the end of a module's name; the longest first, and one for every

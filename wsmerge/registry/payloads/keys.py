@@ -30,7 +30,7 @@ def component_key(row: TensorRecord, component: str, *, adapter: bool) -> str:
     """Key of one component in the payload; for an adapter, the one that PEFT gives it."""
     if not adapter:
         return f"{row.name}.{component}"
-    module = f"base_model.model.{row.name.removesuffix('.weight')}"
+    module = f"base_model.model.{row.adapted_module}"
     if row.layout == "embedding":
         return f"{module}.{_EMBEDDING_PARTS[component]}"
     return f"{module}.{component}.weight"

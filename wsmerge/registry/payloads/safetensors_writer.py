@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Final
 
 import numpy as np
@@ -31,7 +32,7 @@ from wsmerge.registry.payloads.keys import (
     component_keys,
 )
 from wsmerge.registry.payloads.payload import BLOCK_BYTES
-from wsmerge.registry.records import BaseRecord, ComponentRecord, Layout, TensorRecord, factor_shapes, is_plain_adapter
+from wsmerge.registry.records import BaseRecord, ComponentRecord, Layout, TensorRecord, adapter_obstacle, factor_shapes
 
 __all__ = ["MAX_SHARD_BYTES", "write_payload"]
 
@@ -45,6 +46,7 @@ def write_payload(
     base: BaseRecord,
     layouts: Mapping[str, Layout],
     *,
+    modules: Mapping[str, str | None] = MappingProxyType({}),
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> tuple[TensorRecord, ...]:
     """Write the deltas of `source` into the existing `folder` and return their rows, sorted by name.
@@ -54,14 +56,15 @@ def write_payload(
         source: the deltas; each is read once, in the order of names.
         base: for `adapter_config.json`, and for which tensors are tied.
         layouts: orientation of the factors of low-rank deltas; `linear` where a name is absent.
+        modules: what PEFT adapts for low-rank deltas; see `TensorRecord.module`.
         max_shard_bytes: above this the native payload is sharded; a tensor is never split, nor an adapter.
 
     Raises:
         DirectionError: no deltas, or shapes, ranks or layouts that do not go together.
         NonFiniteError: naming every tensor that holds NaN or infinity.
     """
-    rows = _plan(source, layouts)
-    adapter = is_plain_adapter(rows, base)
+    rows = _plan(source, layouts, modules)
+    adapter = adapter_obstacle(rows, base) is None
     shards = [rows] if adapter else _shards(rows, max_shard_bytes)
     problems = Problems()
     written: dict[str, list[TensorRecord]] = {}
@@ -76,7 +79,7 @@ def write_payload(
     return tuple(row for shard in written.values() for row in shard)
 
 
-def _plan(source: DeltaSource, layouts: Mapping[str, Layout]) -> list[TensorRecord]:
+def _plan(source: DeltaSource, layouts: Mapping[str, Layout], modules: Mapping[str, str | None]) -> list[TensorRecord]:
     """Rows with everything but digests and norms, which writing fills in."""
     problems = Problems()
     rows = []
@@ -88,7 +91,8 @@ def _plan(source: DeltaSource, layouts: Mapping[str, Layout]) -> list[TensorReco
             problems.add(f"{name}: factors of rank {rank} for a delta of shape {list(shape)}")
         else:
             layout = layouts.get(name, "linear")
-            rows.append(_row(name, tuple(shape), factor_shapes(shape, rank, layout), rank=rank, layout=layout))
+            factored = {"rank": rank, "layout": layout} | ({"module": modules[name]} if name in modules else {})
+            rows.append(_row(name, tuple(shape), factor_shapes(shape, rank, layout), factored))
     for name in sorted(set(layouts) - set(source.shapes)):
         problems.add(f"{name}: has a layout and no delta")
     if not source.shapes:
@@ -101,11 +105,8 @@ def _row(
     name: str,
     shape: tuple[int, ...],
     parts: Mapping[str, tuple[int, ...]],
-    *,
-    rank: int | None = None,
-    layout: Layout | None = None,
+    factored: Mapping[str, Any] = MappingProxyType({}),
 ) -> TensorRecord:
-    factored = {} if rank is None else {"rank": rank, "layout": layout}
     components = [
         {"component": part, "dtype": F32.name, "shape": part_shape, "sha256": _UNHASHED}
         for part, part_shape in parts.items()
@@ -113,7 +114,7 @@ def _row(
     return TensorRecord.model_validate(
         {
             "name": name,
-            "representation": "dense" if rank is None else "low_rank",
+            "representation": "low_rank" if factored else "dense",
             "shape": shape,
             "norm": 0.0,
             "components": tuple(components),
