@@ -73,10 +73,14 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, *, 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the special token that ends the assistant's turn: the first that the template writes after an answer.
 
-    Gemma's is `<end_of_turn>`, where the end of a sequence is `<eos>`. None where no special token follows an answer.
+    Gemma's is `<end_of_turn>`, where the end of a sequence is `<eos>`. None where no special token follows an answer, or
+    the template takes none.
     """
     turns = [{"role": "user", "content": "?"}, _said(_ANSWER)]
-    after = _rendered(tokenizer, turns, add_generation_prompt=False).rpartition(_ANSWER)[2]
+    try:
+        after = _rendered(tokenizer, turns, add_generation_prompt=False).rpartition(_ANSWER)[2]
+    except UsageError:
+        return None
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= set(tokenizer.all_special_ids)
     return next((token for token in _ids(tokenizer, after) if token in special), None)

@@ -23,7 +23,7 @@ from wsmerge.steering.chat import pad_id, turn_end
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Answer", "Generator", "padded", "padding_reach"]
+__all__ = ["Answer", "Generator", "masks_padding", "padded", "padding_reach"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Generator:
         All of them where padding before a row is masked by attention; those of one length where a state runs through all
         positions; each alone where the state is kept in no cache of transformers (RWKV's decodes a batch wrongly).
         """
-        if _attends(self._model) is not None:
+        if masks_padding(self._model):
             return [list(range(len(rows)))]
         cached = {"past_key_values", "cache_params"} & set(inspect.signature(self._model.forward).parameters)
         groups: dict[int, list[int]] = {}
@@ -124,6 +124,11 @@ def _own_settings_set_aside(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+def masks_padding(model: PreTrainedModel) -> bool:
+    """Return whether padding before a row changes nothing: all that the model remembers is masked attention."""
+    return _attends(model) is not None
 
 
 def padding_reach(model: PreTrainedModel) -> float:

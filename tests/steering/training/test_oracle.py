@@ -9,10 +9,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.steering.memories import KINDS, model_of
+from tests.steering.tiny import tiny_tokenizer
 from tests.steering.training.made import CONFIG, adapted, mean_loss, plain, rows
 from wsmerge.steering.chat import answer_ids, prompt_ids
 from wsmerge.steering.training import Data, parse_train_config, train_pole
-from wsmerge.steering.training.data import Example, collate
+from wsmerge.steering.training.data import Example, collate, encode
+from wsmerge.steering.training.models import Trainee
+from wsmerge.steering.training.objective import Objective, Side
 
 pytestmark = [
     # PEFT 0.21 still asks transformers 5.23 for properties under their old names.
@@ -81,6 +85,25 @@ def test_padding_moves_no_position():
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
     assert batch.answer_mask.tolist() == [[False, True], [True, True]]
+    batch = collate([Example([1, 2, 3], [4]), Example([5], [6, 7])], 9, torch.device("cpu"), left=False)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4], [5, 6, 7, 9]]
+    assert batch.answer_mask.tolist() == [[False, False, True], [True, True, False]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_of_a_batch_is_that_of_its_rows_alone(kind):
+    model, tokenizer = model_of(kind), tiny_tokenizer()
+    examples = encode(rows(5), "plus", tokenizer)
+    trainee = Trainee(model, dict(model.named_parameters()), None, torch.float32)
+    found = Objective(trainee, [Side(examples, examples)], 257).validate()
+    model.train(mode=False)
+    losses = []
+    with torch.no_grad():
+        for row in examples:
+            logits = model(input_ids=torch.tensor([row.prompt + row.answer]), use_cache=False).logits[0].double()
+            of_answer = logits[len(row.prompt) - 1 : -1].log_softmax(dim=-1)
+            losses.append(-of_answer.gather(1, torch.tensor(row.answer)[:, None])[:, 0])
+    assert found == pytest.approx(float(torch.cat(losses).mean()), abs=1e-5)
 
 
 def divergence(model: torch.nn.Module, base, pairs, pole: str) -> float:

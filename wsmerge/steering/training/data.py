@@ -10,6 +10,7 @@ import torch
 
 from wsmerge.errors import PairsError, Problems
 from wsmerge.steering.chat import answer_ids, prompt_ids
+from wsmerge.steering.generation import padded
 from wsmerge.steering.pairs import Pair
 from wsmerge.steering.training.config import Pole
 
@@ -29,7 +30,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the left, so that the answers end together.
+    """Rows padded to one length.
 
     Attributes:
         input_ids, attention_mask, position_ids: int64 `[rows, length]`.
@@ -109,17 +110,13 @@ def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair]
     return kept, [pair for number, pair in enumerate(pairs) if number in chosen]
 
 
-def collate(rows: Sequence[Example], padding: int, device: torch.device) -> Batch:
-    """Pad rows to one length."""
-    length = max(len(row.prompt) + len(row.answer) for row in rows)
-    width = max(len(row.answer) for row in rows)
-    input_ids = torch.full((len(rows), length), padding)
-    attention_mask = torch.zeros_like(input_ids)
-    answer_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+def collate(rows: Sequence[Example], padding: int, device: torch.device, *, left: bool = True) -> Batch:
+    """Pad rows to one length: on the left, so that the answers end together and few logits are needed, or on the right."""
+    input_ids, attention_mask = padded([row.prompt + row.answer for row in rows], padding, left=left)
+    answer_mask = torch.zeros_like(attention_mask, dtype=torch.bool)
     for number, row in enumerate(rows):
-        ids = row.prompt + row.answer
-        input_ids[number, length - len(ids) :] = torch.tensor(ids)
-        attention_mask[number, length - len(ids) :] = 1
-        answer_mask[number, width - len(row.answer) :] = True
+        begin = attention_mask.shape[1] - len(row.answer) if left else len(row.prompt)
+        answer_mask[number, begin : begin + len(row.answer)] = True
+    answer_mask = answer_mask[:, int(answer_mask.any(dim=0).int().argmax()) :]
     position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
     return Batch(*(tensor.to(device) for tensor in (input_ids, attention_mask, position_ids, answer_mask)))

@@ -9,19 +9,22 @@ Both are means over the tokens of the answers, in nats. The divergence is taken 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
+from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
 
+from wsmerge.steering.generation import masks_padding
 from wsmerge.steering.training.data import Batch, Example, collate
 from wsmerge.steering.training.models import Trainee
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 __all__ = ["Objective", "Side"]
 
@@ -58,6 +61,10 @@ class Objective:
         self._sides = sides
         self._padding = padding
         self._kl_weight = kl_weight
+        base = trainee.model.get_base_model() if isinstance(trainee.model, PeftModel) else trainee.model
+        # On the left few logits are needed; on the right padding harms no model that reads from left to right.
+        self._left = masks_padding(cast("PreTrainedModel", base))
+        self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
 
     @property
     def has_validation(self) -> bool:
@@ -98,7 +105,7 @@ class Objective:
 
     def _loss(self, rows: Sequence[Example]) -> torch.Tensor:
         """Return the loss over rows: a float32 scalar."""
-        batch = collate(rows, self._padding, self._trainee.device)
+        batch = collate(rows, self._padding, self._trainee.device, left=self._left)
         base = self._base_logits(batch) if self._kl_weight else None
         logits = self._logits(batch)
         targets = batch.input_ids[:, -batch.answer_mask.shape[1] :][batch.answer_mask]
@@ -112,14 +119,15 @@ class Objective:
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the answers' tokens: float32 `[tokens, vocabulary]`."""
+        kept = batch.answer_mask.shape[1] + 1  # position i predicts token i + 1
         with self._trainee.precision():
             logits = self._trainee.model(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                logits_to_keep=batch.answer_mask.shape[1] + 1,  # position i predicts token i + 1
+                **({"position_ids": batch.position_ids} if self._left else {}),
+                **({"logits_to_keep": kept} if self._keeps else {}),
                 use_cache=False,
-            ).logits[:, :-1]
+            ).logits[:, -kept:-1]
         answers: torch.Tensor = logits[batch.answer_mask].float()
         return answers
 
