@@ -12,19 +12,22 @@ that the recipe puts there (with the same kind of layer around them), of a linea
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 import transformers
 import yaml
+from mergekit.common import ModelReference
 from torch import nn
 
 import wsmerge
@@ -35,9 +38,10 @@ from wsmerge.engine.architecture.live import inferred
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.plan import PlanOptions
 
-__all__ = ["RECIPES", "Case", "Cell", "Sources", "UnsoundError", "judge"]
+__all__ = ["MERGES", "RECIPES", "Case", "Cell", "Sources", "UnsoundError", "judge"]
 
-RECIPES: Final = ("identity", "linear", "slerp", "ties", "stack", "cut", "shift")
+MERGES: Final = ("identity", "linear", "slerp", "ties")
+RECIPES: Final = (*MERGES, "stack", "cut", "shift")
 _WEIGHTS: Final = (0.3, 0.7)
 _ROUNDED: Final = 2.0**-8
 """Relative error of a result that is rounded to bfloat16 once, twice over."""
@@ -78,6 +82,22 @@ class Sources:
     tuned: tuple[Path, Path]
     base_loaded: _Loaded
     tuned_loaded: _Loaded
+    _counts: dict[bool, dict[str, int]] = field(default_factory=dict)
+
+    def counts(self, *, mergekits: bool) -> Mapping[str, int]:
+        """The number of layers of each module, by the names that wsmerge or mergekit has for them."""
+        if mergekits not in self._counts:
+            checkpoint = Checkpoint(self.base)
+            try:
+                with _quietly():
+                    architecture = architecture_of([checkpoint])
+                    if mergekits and architecture.is_inferred:
+                        architecture = inferred(self.name, [checkpoint], checkpoint)
+                    modules = architecture.modules.items()
+                    self._counts[mergekits] = {name: module.num_layers(checkpoint.config) for name, module in modules}
+            finally:
+                checkpoint.close()
+        return self._counts[mergekits]
 
     @classmethod
     def of(cls, name: str, model: Any, folder: Path) -> Sources:
@@ -104,8 +124,8 @@ class Sources:
         return found
 
 
-def judge(sources: Sources, recipe: str, folder: Path) -> Cell:
-    """Merge by `recipe` with both, and compare."""
+def judge(sources: Sources, recipe: str, folder: Path, *, theirs_too: bool = True) -> Cell:
+    """Merge by `recipe` with both, or with wsmerge alone, and compare."""
     made = Case(sources, recipe)
     ours, theirs = folder / "ours", folder / "theirs"
     for path in (ours, theirs):
@@ -119,7 +139,7 @@ def judge(sources: Sources, recipe: str, folder: Path) -> Cell:
         refusal = _words(error, folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is no refusal
         return Cell("fault", f"{type(error).__name__}: {_plain(str(error), folder)}", "")
-    mergekit, sound = _mergekit(made, theirs, folder)
+    mergekit, sound = _mergekit(made, theirs, folder) if theirs_too else ("not run", None)
     if refusal is not None:
         return (
             Cell("refused", refusal, mergekit) if not ours.exists() else Cell("fault", "refused and written", mergekit)
@@ -175,20 +195,8 @@ class Case:
             parts[self._name] if self._name in parts else self._sliced(base, mergekits=mergekits), sort_keys=False
         )
 
-    def _counts(self, *, mergekits: bool) -> dict[str, int]:
-        """The number of layers of each module, by the names that wsmerge or mergekit has for them."""
-        checkpoint = Checkpoint(self._sources.base)
-        try:
-            with _quietly():
-                architecture = architecture_of([checkpoint])
-                if mergekits and architecture.is_inferred:
-                    architecture = inferred(self._sources.name, [checkpoint], checkpoint)
-                return {name: module.num_layers(checkpoint.config) for name, module in architecture.modules.items()}
-        finally:
-            checkpoint.close()
-
     def _sliced(self, base: str, *, mergekits: bool) -> Mapping[str, Any]:
-        counts = self._counts(mergekits=mergekits)
+        counts = self._sources.counts(mergekits=mergekits)
 
         def slices(count: int) -> dict[str, Any]:
             ranges = self._ranges(count)
@@ -263,7 +271,7 @@ class Case:
 
 def _stack(count: int) -> list[list[int]]:
     """All layers, those in the middle twice."""
-    return [[0, max(count - 1, 1)], [min(1, count - 1), count]]
+    return [[0, count - 1], [1, count]] if count > 2 else [[0, count], [count - 1, count]]
 
 
 def _cut(count: int) -> list[list[int]]:
@@ -301,7 +309,7 @@ def _check_kind(
 ) -> None:
     """Hold that a layer behaves as the one it was copied from: the same modules with the same settings.
 
-    A layer's own number may differ, and a fraction that is another one for each of the layers.
+    A layer's own number may differ, and what grows evenly with it, and a fraction that is another one for each layer.
     """
     ours, theirs = dict(layer.named_modules()), dict(source.named_modules())
     if set(ours) != set(theirs):
@@ -313,11 +321,17 @@ def _check_kind(
             wanted = vars(theirs[name]).get(key)
             if not isinstance(value, bool | int | float | str | None) or value == wanted or (value, wanted) == places:
                 continue
-            if isinstance(value, float):
-                all_values = [vars(dict(item.named_modules()).get(name, module)).get(key) for item in layers]
-                if len(set(all_values)) == len(all_values):
-                    continue
+            if _follows_position([vars(dict(item.named_modules()).get(name, module)).get(key) for item in layers]):
+                continue
             raise UnsoundError(f"{where}.{name}.{key} is {value}, of its source {wanted}".replace("..", "."))
+
+
+def _follows_position(values: Sequence[Any]) -> bool:
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+        return False
+    if isinstance(values[0], float):
+        return len(set(values)) == len(values)
+    return len(values) > 2 and len({after - before for before, after in pairwise(values)}) == 1
 
 
 def _load(name: str, folder: Path) -> _Loaded:
@@ -364,7 +378,7 @@ def _stored_equal(ours: Path, theirs: Path) -> bool:
 def _mergekit(made: Case, out: Path, folder: Path) -> tuple[str, _Loaded | None]:
     """What mergekit does, in words, and what it made where that is sound."""
     try:
-        with _quietly():
+        with _quietly(), _configurations_read_once():
             run_mergekit(made.text(mergekits=True), out, copy_tokenizer=False)
     except Exception as error:  # noqa: BLE001 - any of them
         return f"refuses: {type(error).__name__}: {_plain(str(error), folder)}", None
@@ -372,6 +386,23 @@ def _mergekit(made: Case, out: Path, folder: Path) -> tuple[str, _Loaded | None]
         return "sound", made.check(out)
     except UnsoundError as error:
         return f"unsound: {error}", None
+
+
+@contextlib.contextmanager
+def _configurations_read_once() -> Iterator[None]:
+    """mergekit reads a model's configuration again for each tensor that it converts, which takes most of its time."""
+    reading, held = ModelReference.config, dict[str, Any]()
+
+    def config(self: Any, trust_remote_code: bool = False) -> Any:  # noqa: FBT001, FBT002 - mergekit's signature
+        if str(self) not in held:
+            held[str(self)] = reading(self, trust_remote_code=trust_remote_code)
+        return copy.deepcopy(held[str(self)])
+
+    ModelReference.config = config
+    try:
+        yield
+    finally:
+        ModelReference.config = reading
 
 
 def _words(error: wsmerge.WsmergeError, folder: Path) -> str:

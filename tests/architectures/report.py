@@ -132,12 +132,18 @@ def _figures(cells: _Cells) -> list[str]:
 
 def _mergekit(cells: _Cells) -> list[str]:
     """What mergekit does on the same recipes, by what wsmerge does."""
-    words = ("sound", "unsound", "refuses")
+    words = ("sound", "unsound", "refuses", "not run")
     rows = []
     for outcome in _OUTCOMES:
         counted = Counter(cell.mergekit.split(":")[0] for _, _, cell in cells if cell.outcome == outcome)
         rows.append(f"| {outcome} | " + " | ".join(str(counted[word]) for word in words) + " |")
-    return ["mergekit on the same recipes:", "", "| | sound | unsound | refuses |", "|---|---:|---:|---:|", *rows]
+    return [
+        "mergekit on the same recipes:",
+        "",
+        "| | sound | unsound | refuses | not run |",
+        "|---|---:|---:|---:|---:|",
+        *rows,
+    ]
 
 
 def _faults(cells: _Cells) -> list[str]:

@@ -7,15 +7,18 @@ different definitions          -> refused, unless mixing is allowed: then the ba
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wsmerge.engine.architecture.definitions import definitions_of
+from wsmerge.engine.architecture.depth import tensors_in_memory
 from wsmerge.engine.architecture.live import PYTHON_DEFINED, inferred, python_defined
 from wsmerge.engine.architecture.stored import is_covered, stored_architecture
-from wsmerge.engine.architecture.weights import Architecture
+from wsmerge.engine.architecture.undefined import is_derived
+from wsmerge.engine.architecture.weights import Architecture, all_weights, resolve_name
 from wsmerge.engine.checkpoint import Checkpoint
-from wsmerge.engine.inputs.converted import ConversionCache
+from wsmerge.engine.inputs.converted import ConversionCache, find_conversion
 from wsmerge.errors import CheckpointError, Problems
 
 __all__ = ["architecture_of", "refuse_unheld_layers"]
@@ -67,7 +70,42 @@ def architecture_of(
     if not allow_mixed:
         _refuse_mixed(choices)
     chosen = choices[0]
-    return chosen.architecture or python_defined(chosen.name, chosen.checkpoint.config)
+    defined = chosen.architecture or python_defined(chosen.name, chosen.checkpoint.config)
+    if as_mergekit or overrides or not _is_of_other_checkpoints(defined, members, cache or ConversionCache()):
+        return defined
+    found = inferred(chosen.name, members, chosen.checkpoint, trust_remote_code=trust_remote_code)
+    return _covering(found, members, cache or ConversionCache())
+
+
+def _is_of_other_checkpoints(defined: Architecture, members: Sequence[Checkpoint], cache: ConversionCache) -> bool:
+    """Whether the definition asks for tensors that no input has, and transformers' own model needs none that they lack.
+
+    Some definitions are of one variant of an architecture (T5 with gated layers, BERT with a pooler), or of the names that
+    an earlier transformers stored. Where a tensor was lost on the way, the definition's refusal stands.
+    """
+    try:
+        refuse_unheld_layers(defined, members[:1])
+    except CheckpointError:
+        return False  # told later, with all that is wrong
+    needed = [weight for weight in all_weights(defined, members[0].config) if not weight.optional]
+    lacked = [weight for weight in needed if not any(resolve_name(weight, one.specs) for one in members)]
+    lacked = [weight for weight in lacked if not is_derived(weight.name)]
+    if not lacked or any(find_conversion(members[0], weight, cache) for weight in lacked):
+        return False
+    in_memory = tensors_in_memory(members[0].config)
+    return bool(in_memory) and all(_has_all(one, in_memory, cache) for one in members)
+
+
+def _has_all(
+    checkpoint: Checkpoint, in_memory: Mapping[tuple[str, ...], tuple[int, ...]], cache: ConversionCache
+) -> bool:
+    """Whether a checkpoint stores what a model has in memory: under its names, or as many tensors of the same shapes."""
+    if Counter(spec.shape for spec in checkpoint.specs.values()) == Counter(in_memory.values()):
+        return True
+    return all(
+        any(name in checkpoint.specs or cache.sources(checkpoint, name) or is_derived(name) for name in names)
+        for names in in_memory
+    )
 
 
 def _covering(found: Architecture, members: Sequence[Checkpoint], cache: ConversionCache) -> Architecture:

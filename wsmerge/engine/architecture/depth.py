@@ -32,7 +32,7 @@ from wsmerge.engine.output_config import holders, output_config, per_layer_keys
 from wsmerge.engine.tying import TEXT_SECTIONS
 from wsmerge.errors import CheckpointError
 
-__all__ = ["Stack", "stacked_config"]
+__all__ = ["Stack", "stacked_config", "tensors_in_memory"]
 
 # Of these, all layers are alike: their definitions are enough, and transformers need not be loaded, which takes seconds.
 _UNIFORM: Final = frozenset(
@@ -126,6 +126,21 @@ def stacked_config(donor: Config, stacks: Sequence[Stack], *, name: str, where: 
     if problems:
         raise _refusal(where, problems)
     return config
+
+
+def tensors_in_memory(config: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of each tensor that transformers' model of `config` has, by all its names in memory; none where none is made."""
+    named = config.get("architectures")
+    try:
+        model = _Skeletons(str(named[0]) if isinstance(named, list) and named else "").of(config).model
+    except _CannotBuildError:
+        return {}
+    model.tie_weights()
+    found: dict[int, list[str]] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        found.setdefault(id(tensor), []).append(name)
+    return {tuple(names): tuple(state[names[0]].shape) for names in found.values()}
 
 
 def _written(config: Config, stacks: Mapping[str, Stack]) -> dict[str, Any]:
@@ -364,15 +379,18 @@ def _varying(layers: Sequence[Any]) -> frozenset[str]:
 
 
 def _follows_position(values: Mapping[int, Setting]) -> bool:
-    """Whether all are the same, or each is its layer's number plus a constant, or a fraction that no other layer has."""
+    """Whether all are the same, or grow evenly with the layers' numbers, or are fractions of which no two layers share one."""
     distinct = set(values.values())
     if len(values) > 1 and len(distinct) == 1:
         return True
-    numbers = {layer: value for layer, value in values.items() if isinstance(value, int | float)}
+    numbers = [(layer, value) for layer, value in values.items() if isinstance(value, int | float)]
     if len(numbers) < len(values) or any(isinstance(value, bool) for value in distinct):
         return len(values) == 1
-    fractions = all(isinstance(value, float) for value in distinct)
-    return len({value - layer for layer, value in numbers.items()}) == 1 or (fractions and len(distinct) == len(values))
+    if len({value - layer for layer, value in numbers}) == 1:
+        return True
+    slopes = {(value - numbers[0][1]) / (layer - numbers[0][0]) for layer, value in numbers[1:]}
+    evenly = len(numbers) > 2 and len(slopes) == 1
+    return evenly or (len(distinct) == len(values) and all(isinstance(value, float) for value in distinct))
 
 
 def _unlike(layer: Any, source: Any, varying: frozenset[str]) -> str:  # noqa: ANN401 - torch modules
