@@ -55,7 +55,9 @@ def umask() -> int:
 
 @pytest.fixture
 def base(tmp_path) -> Path:
-    return make_checkpoint(tmp_path / "base", random_tensors(SHAPES), config={"model_type": "llama"})
+    tensors = random_tensors(SHAPES)
+    tensors["model.embed_tokens.weight"][1][0, :3] = 0x7FC0  # NaN in the first block
+    return make_checkpoint(tmp_path / "base", tensors, config={"model_type": "llama"})
 
 
 def start(base: Path, out: Path, *, wait_s: float = 0, k: float = 0.5) -> subprocess.Popen[str]:
@@ -89,6 +91,8 @@ def test_a_killed_merge_goes_on_and_gives_the_same_files(base, tmp_path):
     whole, resumed = (json.loads((tmp_path / name / "wsmerge.json").read_text()) for name in ("whole", "out"))
     assert resumed["outputs"] == whole["outputs"]
     assert resumed["base"] == whole["base"]
+    counts = {"nan": 3, "made_nan": 0, "made_infinite": 0}
+    assert resumed["non_finite"] == whole["non_finite"] == {"model.embed_tokens.weight": counts}
     assert resumed["fidelity"]["overall"]["cosine"] == pytest.approx(whole["fidelity"]["overall"]["cosine"], rel=1e-12)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "whole"]
 

@@ -1,7 +1,7 @@
 """What a merge has written so far, so that a killed one goes on where it stopped.
 
-One JSON line a block, in block order: the SHA-256 of the block's file up to and including it, and the moments of its
-pieces. On resuming, the written blocks are read again and believed only as far as the digests agree; a file that a power
+One JSON line a block, in block order: the SHA-256 of the block's file up to and including it, and the moments
+and the NaN of its pieces. On resuming, the written blocks are read again and believed only as far as the digests agree; a file that a power
 cut left with holes is found that way.
 
 OUT.partial has a name that anybody can foresee, also in a folder that others may write to. So each line carries an HMAC
@@ -31,6 +31,7 @@ from wsmerge.core.opening import MAX_ROWS_BYTES, parse_json, read_whole
 from wsmerge.engine.arithmetic import Moments
 from wsmerge.engine.hashing import BaseHasher
 from wsmerge.engine.layout import Block
+from wsmerge.engine.non_finite import NonFinite
 from wsmerge.engine.plan import MergePlan
 from wsmerge.engine.sink import ShardFiles, output_failure
 
@@ -48,6 +49,7 @@ class JournalLine:
     block: int
     sha256: str
     moments: Mapping[int, Moments]
+    non_finite: Mapping[int, NonFinite]
 
 
 class Journal:
@@ -90,10 +92,16 @@ class Journal:
                 return
             if hash_base:
                 _rehash_inputs(plan, block, base_hasher)
-            self.append(block, memoryview(data), line.moments)
+            self.append(block, memoryview(data), line.moments, line.non_finite)
             yield line
 
-    def append(self, block: Block, data: memoryview, moments: Mapping[int, Moments]) -> None:
+    def append(
+        self,
+        block: Block,
+        data: memoryview,
+        moments: Mapping[int, Moments],
+        non_finite: Mapping[int, NonFinite],
+    ) -> None:
         """Note that `block` was written with `data`; blocks come in order."""
         running = self._running(block)
         running.update(data)
@@ -103,6 +111,7 @@ class Journal:
                 "block": block.number,
                 "sha256": digest,
                 "moments": {str(tensor): values.tolist() for tensor, values in moments.items()},
+                "non_finite": {str(tensor): counts.to_list() for tensor, counts in non_finite.items()},
             }
         )
         self.blocks_done = block.number + 1
@@ -163,7 +172,8 @@ def _read_lines(path: Path, plan_digest: str, key: bytes) -> list[JournalLine]:
         if fields is None or "block" not in fields:
             break  # the line that was being written when the merge was killed; what follows it, if anything, is garbage
         moments = {int(tensor): np.array(values) for tensor, values in fields["moments"].items()}
-        lines.append(JournalLine(fields["block"], fields["sha256"], moments))
+        non_finite = {int(tensor): NonFinite(*counts) for tensor, counts in fields["non_finite"].items()}
+        lines.append(JournalLine(fields["block"], fields["sha256"], moments, non_finite))
     return lines
 
 

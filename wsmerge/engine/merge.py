@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from wsmerge.engine.journal import Journal
 from wsmerge.engine.kernels import kernels_name
 from wsmerge.engine.layout import INDEX_FILE, index_json
 from wsmerge.engine.model_card import model_card
+from wsmerge.engine.non_finite import NonFinite
 from wsmerge.engine.output import OutputFolder
 from wsmerge.engine.placing import REPORT_FILE, check_output
 from wsmerge.engine.plan import MergePlan
@@ -32,6 +33,7 @@ from wsmerge.errors import OutputError
 __all__ = ["MergeJob", "MergeReport", "input_paths", "run_merge"]
 
 SCHEMA: Final = "wsmerge.merge/v1"
+_TOLD_TENSORS: Final = 5
 _REPORT_IT: Final = "the disk may have failed: run it again; if it fails again, report it as a fault of wsmerge"
 
 
@@ -74,6 +76,7 @@ class MergeReport:
         hub_bytes: bytes of models and directions that were read from the Hub by range.
         hub_requests: in how many requests.
         accounts: for each checkpoint and adapter, what became of its tensors.
+        non_finite: output tensors with NaN, or with infinity that no source has.
     """
 
     out: Path
@@ -86,6 +89,7 @@ class MergeReport:
     hub_bytes: int = 0
     hub_requests: int = 0
     accounts: tuple[SourceAccount, ...] = ()
+    non_finite: Mapping[str, NonFinite] = field(default_factory=dict)
 
 
 def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) -> MergeReport:
@@ -101,7 +105,8 @@ def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) 
     with OutputFolder(job.out, plan, overwrite=job.overwrite, keep_partial=job.keep_partial) as output:
         result = _write_tensors(plan, output.folder, progress)
         fidelity = fidelity_report(plan, result.moments)
-        report = _report(plan, job, result, fidelity)
+        non_finite = {plan.tensors[number].spec.name: found for number, found in sorted(result.non_finite.items())}
+        report = _report(plan, job, result, fidelity, non_finite)
         _write_sidecars(plan, job, output.folder, report)
         _read_back(plan, output.folder)
         output.finish()
@@ -116,6 +121,7 @@ def run_merge(plan: MergePlan, job: MergeJob, progress: Progress | None = None) 
         hub_bytes=sum(commit.bytes_read for commit in plan.commits),
         hub_requests=sum(commit.traffic.requests for commit in plan.commits),
         accounts=plan.accounts,
+        non_finite=non_finite,
     )
 
 
@@ -165,7 +171,13 @@ def _write_sidecars(plan: MergePlan, job: MergeJob, folder: Path, report: Mappin
     write_synced(folder / REPORT_FILE, text.encode() + b"\n")
 
 
-def _report(plan: MergePlan, job: MergeJob, result: StreamResult, fidelity: FidelityReport) -> dict[str, Any]:
+def _report(
+    plan: MergePlan,
+    job: MergeJob,
+    result: StreamResult,
+    fidelity: FidelityReport,
+    non_finite: Mapping[str, NonFinite],
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "recipe": dict(job.recipe),
@@ -181,7 +193,8 @@ def _report(plan: MergePlan, job: MergeJob, result: StreamResult, fidelity: Fide
         **({"hub": [_streamed(commit) for commit in plan.commits]} if plan.commits else {}),
         "versions": _versions(),
         "fidelity": fidelity.to_dict(),
-        "warnings": _warnings(plan, job, result, fidelity),
+        "non_finite": {name: asdict(found) for name, found in non_finite.items()},
+        "warnings": _warnings(plan, job, result, fidelity, non_finite),
     }
 
 
@@ -222,7 +235,13 @@ def _streamed(commit: RepoCommit) -> dict[str, Any]:
     }
 
 
-def _warnings(plan: MergePlan, job: MergeJob, result: StreamResult, fidelity: FidelityReport) -> list[str]:
+def _warnings(
+    plan: MergePlan,
+    job: MergeJob,
+    result: StreamResult,
+    fidelity: FidelityReport,
+    non_finite: Mapping[str, NonFinite],
+) -> list[str]:
     """A base of other weights is legitimate (a fine-tune is steered so), and worth knowing."""
     lines = {
         item.source.digest: (
@@ -232,7 +251,11 @@ def _warnings(plan: MergePlan, job: MergeJob, result: StreamResult, fidelity: Fi
         for item in plan.directions
         if result.base_weights is not None and item.source.base.weights != result.base_weights
     }
-    return [*job.warnings, *lines.values(), *([fidelity.warning] if fidelity.warning else [])]
+    told = [found.told(name) for name, found in non_finite.items()]
+    if len(told) > _TOLD_TENSORS:
+        more = f"NaN or infinity in {len(told) - _TOLD_TENSORS} more tensors of the output: see non_finite in {REPORT_FILE}"
+        told[_TOLD_TENSORS:] = [more]
+    return [*job.warnings, *lines.values(), *([fidelity.warning] if fidelity.warning else []), *told]
 
 
 def _versions() -> dict[str, str]:

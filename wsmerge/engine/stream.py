@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from queue import Empty, SimpleQueue
@@ -28,6 +28,7 @@ from wsmerge.engine.kernels import Kernels, load_kernels
 from wsmerge.engine.layout import Block, Piece, blocks_of
 from wsmerge.engine.methods.step import BitsMethod, Float32, MergeStep
 from wsmerge.engine.methods.tensorwise import seed_torch
+from wsmerge.engine.non_finite import NonFinite, count_non_finite
 from wsmerge.engine.plan import MergePlan, OutputTensor, widest_held
 from wsmerge.engine.preparation import Preparations, Prepare, Prepared
 from wsmerge.engine.reader import BitsReader, ChunkReader
@@ -49,20 +50,34 @@ class StreamResult:
 
     Attributes:
         moments: by output tensor, where directions took part.
+        non_finite: by output tensor, where NaN or infinity is written.
         base_weights: content digest of the base's tensors, where all of them are read to be steered.
         shard_digests: SHA-256 of each output file.
         resumed_bytes: bytes that an earlier run had written.
     """
 
     moments: dict[int, Moments] = field(default_factory=dict)
+    non_finite: dict[int, NonFinite] = field(default_factory=dict)
     base_weights: str | None = None
     shard_digests: dict[str, str] = field(default_factory=dict)
     resumed_bytes: int = 0
 
-    def add(self, tensor: int, moments: Moments) -> None:
-        """Add the moments of one piece of output tensor number `tensor`."""
-        known = self.moments.get(tensor)
-        self.moments[tensor] = moments if known is None else known + moments
+    def add(self, moments: Mapping[int, Moments], non_finite: Mapping[int, NonFinite]) -> None:
+        """Add what was learned of the pieces of one block, by output tensor."""
+        for tensor, values in moments.items():
+            known = self.moments.get(tensor)
+            self.moments[tensor] = values if known is None else known + values
+        for tensor, counts in non_finite.items():
+            self.non_finite[tensor] = self.non_finite.get(tensor, NonFinite()) + counts
+
+
+class _Filled(NamedTuple):
+    """A computed block: its bytes, those of inputs that are hashed, and what was learned of its pieces."""
+
+    view: memoryview
+    inputs: list[_InputBytes]
+    moments: dict[int, Moments]
+    non_finite: dict[int, NonFinite]
 
 
 class _InputBytes(NamedTuple):
@@ -127,7 +142,7 @@ class _Worker:
         """Work out what a tensor's blocks need."""
         self._preparations.run(task, lambda: self._reader, self._bits)
 
-    def fill(self, block: Block) -> tuple[memoryview, list[_InputBytes], dict[int, Moments]]:
+    def fill(self, block: Block) -> _Filled:
         """Compute `block`; the views are valid until the next call."""
         shard = self._plan.shards[block.shard]
         view = self._block[: block.nbytes]
@@ -135,6 +150,7 @@ class _Worker:
         view[: len(header)] = header
         inputs: list[_InputBytes] = []
         moments: dict[int, Moments] = {}
+        non_finite: dict[int, NonFinite] = {}
         used = 0
         for piece in shard.pieces(block):
             out = view[piece.at : piece.at + piece.nbytes]
@@ -143,7 +159,10 @@ class _Worker:
             inputs.append(_InputBytes(piece.tensor, stored))
             if piece_moments is not None:
                 moments[piece.tensor] = piece_moments
-        return view, inputs, moments
+            counts = count_non_finite(self._plan.tensors[piece.tensor], piece.start, out)
+            if counts:
+                non_finite[piece.tensor] = counts
+        return _Filled(view, inputs, moments, non_finite)
 
     def _fill_piece(self, piece: Piece, out: memoryview, used: int) -> tuple[memoryview, Moments | None]:
         """Fill `out`; returns the input's bytes too, where the step has one input and leaves it unchanged."""
@@ -203,8 +222,7 @@ def run_stream(plan: MergePlan, files: ShardFiles, journal: Journal, progress: P
     result = StreamResult()
     base_hasher = BaseHasher(plan)
     for line in journal.replay(plan, files, blocks, base_hasher):
-        for tensor, moments in line.moments.items():
-            result.add(tensor, moments)
+        result.add(line.moments, line.non_finite)
     first = journal.blocks_done
     result.resumed_bytes = sum(block.nbytes for block in blocks[:first])
     if plan.draws:
@@ -267,16 +285,15 @@ class _Run:
             self._preparations.close()
 
     def _one_block(self, worker: _Worker, block: Block, report: Callable[[], None]) -> None:
-        view, inputs, moments = worker.fill(block)
-        self._files.write(block, view)
+        filled = worker.fill(block)
+        self._files.write(block, filled.view)
         if self._hash_base:
             with self._read_turn.turn(block.number):
-                for tensor, data in inputs:
+                for tensor, data in filled.inputs:
                     self._base_hasher.update(tensor, data)
         with self._write_turn.turn(block.number):
-            self._journal.append(block, view, moments)
-            for tensor, values in moments.items():
-                self._result.add(tensor, values)
+            self._journal.append(block, filled.view, filled.moments, filled.non_finite)
+            self._result.add(filled.moments, filled.non_finite)
             report()
 
     def _on_threads(self, work: Callable[[], None], count: int) -> None:
