@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
 import time
 from importlib import import_module
 from itertools import count
@@ -16,6 +17,7 @@ import pytest
 from tests.registry.artifacts import CREATED, SHAPES, about, make_artifact, same_bytes
 from tests.sources import MemoryDirection, random_direction
 from wsmerge.core.deltas import DenseDelta
+from wsmerge.core.opening import read_whole
 from wsmerge.errors import (
     BadReferenceError,
     ConflictError,
@@ -29,6 +31,7 @@ from wsmerge.errors import (
     WsmergeError,
 )
 from wsmerge.registry import DatasetRecord, Store, open_direction_folder, open_reference, write_direction
+from wsmerge.registry.history import Event, append_event
 from wsmerge.registry.references import StoreReference
 from wsmerge.registry.resolve import verify_reference
 
@@ -492,8 +495,8 @@ def test_what_may_not_be_read_is_told_with_a_next_step(store, source, monkeypatc
 
         return checked
 
-    for method in ("iterdir", "read_bytes"):
-        monkeypatch.setattr(Path, method, refuse(getattr(Path, method)))
+    monkeypatch.setattr(Path, "iterdir", refuse(Path.iterdir))
+    monkeypatch.setattr("wsmerge.registry.history.read_whole", refuse(read_whole))
     with pytest.raises(StoreError, match="cannot be read: Permission denied") as caught:
         store.list()
     assert caught.value.where == str(refused)
@@ -626,3 +629,72 @@ def test_a_fifo_in_an_artifact_is_refused_and_not_waited_for(store, source, name
     os.mkfifo(source / name)
     with pytest.raises(WsmergeError, match="FIFO"):
         store.publish(source)
+
+
+def test_a_folder_that_the_log_does_not_name_is_no_version(store, source):
+    store.publish(source)
+    planted = store.paths.version("formal", "9.0.0")
+    shutil.copytree(store.paths.version("formal", "1.0.0"), planted)
+    manifest = open_direction_folder(planted).manifest.replaced(version="9.0.0")
+    (planted / "direction.json").chmod(0o644)
+    (planted / "direction.json").write_bytes(manifest.canonical_bytes())
+    assert str(store.resolve("formal").version) == "1.0.0"
+    assert [entry.label for entry in store.list()] == ["formal@1.0.0"]
+    assert str(store.next_version("formal")) == "1.0.1"
+    with pytest.raises(NotFoundError):
+        store.open("formal@9.0.0")
+    (problem,) = store.verify().problems
+    assert problem.startswith("formal@9.0.0: lies in the store, and the log does not say that it was published")
+    # Who publishes that version has what is published there, and not what lay there.
+    entry = store.publish(source, version="9.0.0")
+    assert store.resolve("formal@9.0.0").version_digest == entry.version_digest
+    assert store.verify().problems == ()
+    assert store.gc(min_age_s=0).removed_versions == 1
+
+
+def test_what_a_kill_left_of_a_first_publish_is_in_nobodys_way(store, source):
+    store.paths.versions("formal").mkdir(parents=True)
+    assert store.names() == ()
+    assert str(store.publish(source).version) == "1.0.0"
+
+
+def test_a_line_that_a_killed_publish_logged_stands_for_nothing(store, source):
+    append_event(store.paths.log("formal"), Event.now("publish", "1.0.0", "0" * 64))
+    assert (store.names(), store.verify().problems) == ((), ())
+    entry = store.publish(source)
+    assert store.verify().problems == ()
+    assert store.history("formal").published == {"1.0.0": entry.version_digest}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"action":"tag","time":"t","version":"1.0.0","alias":["x"]}',
+        b'{"action":"remove","time":"t","version":[1]}',
+        b'{"action":"remove","time":"t","version":"first"}',
+        b'{"action":"publish","time":"t","version":{}}',
+        b'{"action":[],"time":"t","version":"1.0.0"}',
+        b"[" * 100_000 + b"]" * 100_000,
+        b"[]",
+        b"\xff",
+    ],
+)
+def test_a_line_that_is_no_event_is_told(store, source, line):
+    store.publish(source)
+    with store.paths.log("formal").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(StoreError, match=r"log.jsonl:2"):
+        store.resolve("formal")
+    assert store.names() == ("formal",)
+
+
+def test_a_version_that_was_changed_past_the_store_is_refused(store, source, tmp_path):
+    store.publish(source)
+    other = make_artifact(tmp_path / "other", seed=5)
+    folder = store.paths.version("formal", "1.0.0")
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+    for use in (store.resolve, store.open):
+        with pytest.raises(VerificationError, match="was published"):
+            use("formal@1.0.0")
+    assert [str(one.error) for one in store.survey().broken]

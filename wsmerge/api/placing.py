@@ -29,8 +29,9 @@ def checked_version(name: str, wanted: str | None, folder: Path | None, store: R
     if store is None:
         return version or "1.0.0"
     free = store.next_version(name)
-    taken = {str(event.version) for event in store.log(name)} if name in store.known_names() else set()
-    if version in taken:
+    if version is not None and (
+        version in store.history(name).removed or Version.parse(version) in store.version_numbers(name)
+    ):
         raise ConflictError(
             f"{name}@{version} is taken: versions never change, and their names are never used again",
             hint=f"leave --version out, or give {free}",

@@ -1,7 +1,7 @@
 """What a registry holds: the side that only reads, the same wherever the files lie.
 
-A version is there when its files are and the log does not say that it was removed; both are read anew at every call,
-so nothing here can be out of date.
+A version is there when its files are, and the log says that it was published and not that it was removed; both are read
+anew at every call, so nothing here can be out of date.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from contextlib import suppress
 
-from wsmerge.errors import BadReferenceError, DirectionError, NotFoundError, StoreError, UsageError
+from wsmerge.errors import (
+    BadReferenceError,
+    DirectionError,
+    NotFoundError,
+    StoreError,
+    UsageError,
+    VerificationError,
+)
 from wsmerge.registry.artifact_reading import read_manifest
 from wsmerge.registry.direction import Direction, open_direction
 from wsmerge.registry.entries import Broken, Entry, Survey, error_lines
@@ -69,7 +76,7 @@ class Catalogue(ABC):
 
     def names(self) -> tuple[str, ...]:
         """Names that have a version, sorted; one whose log cannot be read has those whose folders are there."""
-        return tuple(name for name in self.known_names() if self._versions(name, self._readable_history(name)))
+        return tuple(filter(self._has_versions, self.known_names()))
 
     def versions(self, name: str) -> tuple[Entry, ...]:
         """All versions of `name`, oldest first.
@@ -128,7 +135,7 @@ class Catalogue(ABC):
             NotFoundError: nothing ever did.
         """
         events = self.history(name).events
-        if not events and not self._versions(name, History()):
+        if not events:
             raise self._no_such_name(name)
         return events
 
@@ -161,8 +168,13 @@ class Catalogue(ABC):
         Where its files lie on no disk of this machine, each array comes once and whole.
         """
         wanted = store_reference(reference)
-        version = self.version_of(wanted)
+        version, _, history = self._select(wanted)
         direction = open_direction(self.files(wanted.name, version), label=f"{wanted.name}@{version}")
+        try:
+            _check_published(direction.digest, wanted.name, version, history)
+        except VerificationError:
+            direction.close()
+            raise
         if direction.files.folder is not None:
             return direction
         payload = FetchedPayload(direction.payload, direction.manifest, direction.label)
@@ -178,6 +190,12 @@ class Catalogue(ABC):
             return self._by_digest(wanted, versions, history).version, versions, history
         return _by_version_or_alias(wanted, versions, history), versions, history
 
+    def _has_versions(self, name: str) -> bool:
+        try:
+            return bool(self._versions(name, self.history(name)))
+        except StoreError:
+            return bool(self._placed(name))
+
     def _readable_history(self, name: str) -> History:
         """As `history`; empty where the log is damaged."""
         try:
@@ -185,10 +203,29 @@ class Catalogue(ABC):
         except StoreError:
             return History()
 
+    def strays(self, name: str) -> tuple[Version, ...]:
+        """What lies where a version of `name` would, and the log does not name: nobody published it."""
+        history = self.history(name)
+        return tuple(
+            version
+            for version in self._placed(name)
+            if str(version) not in history.removed and not self._is_published(str(version), history)
+        )
+
+    def _is_published(self, version: str, history: History) -> bool:
+        """Whether the log says so. Files alone make no version: they may have been put there past the registry."""
+        return version in history.published
+
+    def _placed(self, name: str) -> tuple[Version, ...]:
+        return tuple(sorted(Version.parse(text) for text in self._found(name) if Version.is_version(text)))
+
     def _versions(self, name: str, history: History) -> tuple[Version, ...]:
         removed = history.removed
-        found = self._found(name)
-        return tuple(sorted(Version.parse(text) for text in found if Version.is_version(text) and text not in removed))
+        return tuple(
+            version
+            for version in self._placed(name)
+            if str(version) not in removed and self._is_published(str(version), history)
+        )
 
     def _entries(
         self, name: str, versions: Sequence[Version], history: History, broken: MutableSequence[Broken] | None = None
@@ -213,6 +250,7 @@ class Catalogue(ABC):
             if self._holds(name, version):
                 raise
             raise NotFoundError(f"{name}@{version} was removed at this moment") from error
+        _check_published(manifest.version_digest, name, version, history)
         targets = {LATEST: str(_latest(versions or (version,), history))} | history.aliases
         aliases = tuple(sorted(alias for alias, target in targets.items() if target == str(version)))
         digests = manifest.version_digest, manifest.content_digest
@@ -277,6 +315,15 @@ def store_reference(reference: str | StoreReference) -> StoreReference:
     if isinstance(parsed, PathReference):
         raise UsageError(f"{reference} is a path, and a direction of the store is needed", hint="write name@version")
     return parsed
+
+
+def _check_published(digest: str, name: str, version: Version, history: History) -> None:
+    logged = history.published.get(str(version), digest)
+    if digest != logged:
+        raise VerificationError(
+            f"{name}@{version}: its manifest has digest {digest}, and {logged} was published",
+            hint="its files were changed past the registry: remove the version, and publish it again under the next one",
+        )
 
 
 def _by_version_or_alias(wanted: StoreReference, versions: Sequence[Version], history: History) -> Version:

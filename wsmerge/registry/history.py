@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from wsmerge.core.files import make_folder, sync_folder
-from wsmerge.errors import NotFoundError, StoreError
+from wsmerge.core.opening import parse_json, read_whole
+from wsmerge.errors import BadReferenceError, NotFoundError, StoreError
 from wsmerge.registry.access import store_reading
+from wsmerge.registry.versions import Version
 
 __all__ = [
     "Action",
@@ -91,11 +93,12 @@ class History:
         return {event.version: event.version_digest for event in self.events if event.action == "publish"}
 
 
-def publish_events(history: History, version: str, digest: str, aliases: Sequence[str]) -> list[Event]:
+def publish_events(history: History, version: str, digest: str, aliases: Sequence[str] = ()) -> list[Event]:
     """What is missing in `history` once `version` is there and `aliases` are to point to it."""
     current = history.aliases
     moved = [alias for alias in dict.fromkeys(aliases) if current.get(alias) != version]
-    published = [] if version in history.published else [Event.now("publish", version, digest)]
+    known = history.published.get(version)  # of a publish that was killed before the version appeared: maybe another
+    published = [] if known == digest else [Event.now("publish", version, digest)]
     return published + [Event.now("tag", version, digest, alias) for alias in moved]
 
 
@@ -119,7 +122,7 @@ def read_history(log: Path) -> History:
     """
     try:
         with store_reading(log):
-            data = log.read_bytes()
+            data = read_whole(log)
     except FileNotFoundError:
         return History()
     return parse_history(data, where=str(log))
@@ -164,10 +167,15 @@ def _event(line: bytes, where: str) -> Event:
     known: Sequence[Action] = ("publish", "tag", "untag", "remove")
     try:
         # A later wsmerge may add keys, but an action that is not known could change what an alias means.
-        fields = {key: value for key, value in json.loads(line).items() if key in Event.__slots__}
+        fields = {key: value for key, value in parse_json(line).items() if key in Event.__slots__}
         event = Event(**fields)
+        if not all(isinstance(value, str) for value in fields.values()):
+            raise ValueError("a value is no text")  # noqa: TRY301 - told as what follows
+        Version.parse(event.version)
     except (ValueError, TypeError, AttributeError) as error:
         raise StoreError(f"is no line of a log: {error}", where=where, hint=_MEND_LOG) from error
+    except BadReferenceError as error:
+        raise StoreError(f"is no line of a log: {error.message}", where=where, hint=_MEND_LOG) from error
     if event.action not in known:
         raise StoreError(f"unknown action {event.action!r}", where=where, hint="a newer wsmerge may read this store")
     return event

@@ -3,8 +3,9 @@
 Publishing is correct under several processes and a crash at any instruction:
 
     1. the files are copied into a temporary folder, synced and verified there, then shared with equal ones (`blobs`)
-    2. under the name's lock, one rename makes the folder the version; before it there is nothing, after it everything
-    3. the log gets its line; a crash before it costs the line alone, and the next publish of that version writes it
+    2. under the name's lock, the log gets its line; a folder that it does not name is no version
+    3. one rename makes the folder the version; before it there is nothing, after it everything. A crash before it leaves
+       a line without a version, which the next publish of that version makes good
 
 Removing writes the log first and then moves the folder away, so a removed version is never seen, nor its name reused.
 What a crash leaves in `temporary/` belongs to nobody, and `gc` deletes it once it is old.
@@ -105,8 +106,7 @@ class Store(Registry):
         with self._changing(name):
             entry = self.resolve(f"{name}@{target}")
             events = publish_events(self.history(name), str(entry.version), entry.version_digest, (alias,))
-            if events:
-                append_event(self.paths.log(name), *events)
+            self._append(name, events)
             return self.resolve(f"{name}@{entry.version}")
 
     def untag(self, name: str, alias: str) -> None:
@@ -169,9 +169,7 @@ class Store(Registry):
             return path.is_dir()
 
     def _publish(self, direction: Direction, name: str, manifest: Manifest, aliases: Sequence[str]) -> Entry:
-        with store_reading(self.paths.root):
-            present = self.paths.version(name, manifest.version).exists()
-        if present:
+        if Version.parse(manifest.version) in self.version_numbers(name):
             with self._changing(name):
                 return self._commit(name, manifest, None, aliases)
         with self._writing(), self._staged() as staged:
@@ -185,21 +183,26 @@ class Store(Registry):
         digest, version = manifest.version_digest, manifest.version
         if version in history.removed:
             raise self._was_removed(name, version, history)
-        target = self.paths.version(name, version)
-        if target.exists():
+        if Version.parse(version) in self._versions(name, history):
             existing = self.resolve(f"{name}@{version}").version_digest
             if existing != digest:
                 raise self._is_taken(name, version, existing, digest)
         elif staged is None:
             raise StoreError(f"{name}@{version} vanished from the store meanwhile", hint="publish it again")
         else:
+            self._append(name, publish_events(history, version, digest))
+            target = self.paths.version(name, version)
             make_folder(target.parent)
+            with suppress(FileNotFoundError):  # what lies there was put there past the store
+                target.rename(self.paths.fresh(REMOVED_PREFIX))
             staged.rename(target)
             sync_folder(target.parent)
-        events = publish_events(history, version, digest, aliases)
+        self._append(name, publish_events(self.history(name), version, digest, aliases))
+        return self.resolve(f"{name}@{version}")
+
+    def _append(self, name: str, events: Sequence[Event]) -> None:
         if events:
             append_event(self.paths.log(name), *events)
-        return self.resolve(f"{name}@{version}")
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:

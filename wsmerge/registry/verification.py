@@ -18,6 +18,7 @@ from wsmerge.registry.versions import Version
 __all__ = ["VerificationReport", "verify_folder", "verify_store", "verify_version"]
 
 _REPUBLISH: Final = "remove the version, and publish it again from its source under the next one"
+_PUT_THERE: Final = "publish what you know again from its source, and remove the other folders: nothing reads them"
 _MEND_LOGS: Final = "mend the line of the log that is named, or restore the log from a backup; the versions can stay"
 _COPY_AGAIN: Final = "copy the folder again from its source, or extract it again"
 
@@ -46,10 +47,12 @@ class VerificationReport:
 
 def verify_store(catalogue: Catalogue) -> VerificationReport:
     """Verify every version, and every log, of the store."""
-    labels, problems, logs = [], Problems(), Problems()
+    labels, problems, logs, strays = [], Problems(), Problems(), Problems()
     for name in catalogue.known_names():
         try:
             versions = catalogue.version_numbers(name)
+            for stray in catalogue.strays(name):
+                strays.add(f"{name}@{stray}: lies in the store, and the log does not say that it was published")
         except WsmergeError as error:
             for line in error_lines(error):
                 logs.add(f"{name}: {line}")
@@ -57,8 +60,8 @@ def verify_store(catalogue: Catalogue) -> VerificationReport:
         for version in versions:
             labels.append(f"{name}@{version}")
             _verify(catalogue, name, version, problems)
-    hints = [hint for hint, found in ((_REPUBLISH, problems), (_MEND_LOGS, logs)) if found]
-    return VerificationReport(tuple(labels), (*problems.lines, *logs.lines), "; ".join(hints))
+    hints = [hint for hint, found in ((_REPUBLISH, problems), (_MEND_LOGS, logs), (_PUT_THERE, strays)) if found]
+    return VerificationReport(tuple(labels), (*problems.lines, *logs.lines, *strays.lines), "; ".join(hints))
 
 
 def verify_version(catalogue: Catalogue, name: str, version: Version) -> VerificationReport:
