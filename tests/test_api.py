@@ -24,6 +24,7 @@ from wsmerge.errors import (
     NotFoundError,
     RecipeError,
 )
+from wsmerge.registry.history import Event, append_event
 from wsmerge.steering.pairs import Pair
 from wsmerge.steering.training import Data, TrainConfig, train_pole
 
@@ -175,6 +176,17 @@ def test_versions_go_up_and_are_not_taken_twice(lab, store, tmp_path):
         assert one.digest == two.digest
     with pytest.raises(NotFoundError):
         wsmerge.open_direction("nobody", store=store)
+
+
+def test_what_a_killed_extraction_left_is_in_nobodys_way(lab, store):
+    folders = {"base": lab / "base", "positive": lab / "other/plus", "negative": lab / "other/minus"}
+    store.paths.versions("made").mkdir(parents=True)
+    wsmerge.extract("made", to=store, **folders).close()
+    store.paths.versions("logged").mkdir(parents=True)
+    append_event(store.paths.log("logged"), Event.now("publish", "1.2.0", "0" * 64))
+    wsmerge.extract("logged", details=wsmerge.Details(version="1.2.0"), to=store, **folders).close()
+    assert [entry.label for entry in store.list() if entry.name in ("made", "logged")] == ["logged@1.2.0", "made@1.0.0"]
+    assert store.verify().problems == ()
 
 
 def test_a_plan_is_carried_out_as_it_is(lab, store, tmp_path):

@@ -203,6 +203,7 @@ def test_recipes_of_other_tools_are_refused_by_name(text, tool):
         (f"{GOOD}---\n{GOOD}", "line 6: a second document begins, where one recipe is expected"),
         ("a: 1\nb: \x07\n", "line 2: not YAML: the character '\\x07' may not stand in it"),
         ("a: *b\n", "line 1: not YAML: found undefined alias 'b'"),
+        ('a: 1\n"\\ud800": 1\n', "line 2: not YAML: half a surrogate pair is no text"),
         ("a: !!python/name:os.system x\n", "line 1: not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'"),
         ("[" * 5000, "line 1: nested too deeply"),
         ("? [a]\n: 1\n", "line 1: not YAML: while constructing a mapping, found unhashable key"),

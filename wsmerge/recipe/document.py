@@ -124,6 +124,13 @@ class _Loader(yaml.SafeLoader):
     `8:15` and `2024-01-01` stay text: YAML 1.1 reads the one as 495, in base 60, and the other as a date.
     """
 
+    def compose_scalar_node(self, anchor: dict[Any, yaml.Node]) -> yaml.ScalarNode:
+        """As of the class above; half a surrogate pair, which an escape can make, is no text."""
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        if not node.value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            raise yaml.MarkedYAMLError(problem="half a surrogate pair is no text", problem_mark=node.start_mark)
+        return node
+
     def _scalar(self, node: yaml.ScalarNode) -> Any:  # noqa: ANN401 - a number, a truth value or text
         kind = node.tag.rpartition(":")[2]
         if ":" in node.value:
