@@ -17,16 +17,26 @@ def flat(dense: Dense, names: Sequence[str], shapes: Mapping[str, tuple[int, ...
 
 
 def reference(
-    update: Dense, direction: Dense, shapes: Mapping[str, tuple[int, ...]], keep: Callable[[str], bool] = bool
+    update: Dense,
+    direction: Dense,
+    shapes: Mapping[str, tuple[int, ...]],
+    keep: Callable[[str], bool] = bool,
+    rank: Callable[[str], int | None] = lambda _: None,
 ) -> dict[str, float]:
-    """Inner product, norms, cosine, projection and the null's standard deviation over the tensors that `keep` takes."""
+    """Inner product, norms, cosine, projection and the nulls' standard deviations over the tensors that `keep` takes.
+
+    Where `rank` gives the direction's delta a rank, the null's random directions keep its subspaces.
+    """
     names = [name for name in shapes if keep(name)]
     u, w = (flat(dense, names, shapes) for dense in (update, direction))
     norms = float(np.linalg.norm(u)), float(np.linalg.norm(w))
-    variance = 0.0
+    variance = isotropic = 0.0
     for name in names:
         if name in update and name in direction:
-            variance += float(np.sum(update[name] ** 2) * np.sum(direction[name] ** 2)) / update[name].size
+            square = float(np.sum(direction[name] ** 2))
+            isotropic += float(np.sum(update[name] ** 2)) * square / update[name].size
+            inside = update[name] if rank(name) is None else core_inside(update[name], direction[name])
+            variance += float(np.mean(inside**2)) * square if inside.size else 0.0
     product = norms[0] * norms[1]
     return {
         "inner": float(u @ w),
@@ -35,7 +45,16 @@ def reference(
         "cosine": float(u @ w) / product if product else np.nan,
         "projection": float(u @ w) / norms[1] ** 2 if norms[1] else np.nan,
         "null_std": float(np.sqrt(variance)) / product if product else 0.0,
+        "isotropic_std": float(np.sqrt(isotropic)) / product if product else 0.0,
     }
+
+
+def core_inside(update: NDArray[np.float64], direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """U^T X V, with X the update and U, V the singular vectors of the direction."""
+    left, values, right = np.linalg.svd(direction, full_matrices=False)
+    kept = values > 1e-5 * values.max(initial=0.0)
+    core: NDArray[np.float64] = left[:, kept].T @ update @ right[kept].T
+    return core
 
 
 def dense_of(source: Any) -> dict[str, NDArray[np.float64]]:

@@ -17,6 +17,7 @@ from wsmerge.engine.locate import locate_model
 from wsmerge.errors import CheckpointError, UsageError
 from wsmerge.registry import Direction, Registry, open_registry
 from wsmerge.registry.resolve import reference_text
+from wsmerge.steering.similarity.factors import shared_factors
 from wsmerge.steering.similarity.matrix import SimilarityMatrix, similarity_matrix
 from wsmerge.steering.similarity.monitoring import Measure, Question, compare
 from wsmerge.steering.similarity.report import Checked, MonitorReport, RunLabel, step_of
@@ -117,13 +118,14 @@ def monitor(
         question = Question(watched, controls, options.null_draws, options.seed, options.threads, options.sample)
         shapes = {name: spec.shape for name, spec in checkpoint.specs.items() if name not in checkpoint.tied}
         found = compare(updates, question, shapes, checkpoint.tied, progress)
+        shared = shared_factors([*watched, *controls])
         base_label = checkpoint.label
     checked = tuple(
         Checked(name, step_of(Path(name)), _label(name, options), readings)
         for name, readings in zip(names, found, strict=True)
     )
     sample = None if options.sample is None else Sample(options.sample, options.seed)
-    return MonitorReport(base_label, checked, options.measure, options.threshold, (*watched, *controls), sample)
+    return MonitorReport(base_label, checked, options.measure, options.threshold, (*watched, *controls), sample, shared)
 
 
 def similarity(

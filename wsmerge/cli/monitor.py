@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
@@ -14,6 +15,7 @@ from wsmerge.core.opening import expanded
 from wsmerge.errors import EXIT_THRESHOLD, Problems, UsageError
 
 if TYPE_CHECKING:
+    from wsmerge.steering.similarity.factors import SharedFactors
     from wsmerge.steering.similarity.matrix import SimilarityMatrix
     from wsmerge.steering.similarity.monitoring import Measure
     from wsmerge.steering.similarity.report import MonitorReport, RunLabel
@@ -86,8 +88,9 @@ def monitor_command(
 ) -> None:
     """Compare what training changed with directions: cosine, projection and norm of checkpoint - base.
 
-    Checkpoints are read once, by blocks; adapters are compared in their factors. The band is where 95 % of the cosines
-    with random directions of the same spectrum lie: exact but for its shape, or drawn (--null N, 39 or more). With labelled
+    Checkpoints are read once, by blocks; adapters are compared in their factors. The band is where 95 % of the cosines lie
+    with random directions of the same norms in the subspaces of the direction's factors: exact but for its shape, or drawn
+    (--null N, 39 or more). Beside it stands the band of directions of no preference, which is far too narrow for adapters. With labelled
     runs the AUROC says how well the measure tells contaminated runs from clean ones, each by its last checkpoint.
 
     With --sample 0.01 one row in a hundred of every matrix is read, and of directions of a rank above 16 some of their
@@ -107,6 +110,7 @@ def monitor_command(
     with output.progress("comparing") as progress:
         report = monitor(base, direction, given, options=options, store=store_at(store), progress=progress)
     _tell(output, report, scope)
+    _warn_of_shared(output, report.shared)
     _write_files(report, csv_file, plot)
     if report.passed:
         _warn_of_passed(output, report)
@@ -127,7 +131,7 @@ def similarity_command(
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the matrix of cosines among directions and the updates of training runs.
+    """Print the matrix of cosines among directions and the updates of training runs, with their z against random directions.
 
     Example: wsmerge similarity sycophancy formality --base base/ --update run/checkpoint-100
     """
@@ -138,6 +142,7 @@ def similarity_command(
     with output.progress("comparing") as progress:
         matrix = similarity(references or (), base=base, updates=update or (), store=store_at(store), progress=progress)
     output.data(matrix.to_dict())
+    _warn_of_shared(output, matrix.shared)
     for name in matrix.scopes:
         if name in {"all", "without embeddings"} or (scope and name.startswith(f"{scope} ")):
             _print_matrix(output, matrix, name)
@@ -158,6 +163,7 @@ def _tell(output: Output, report: MonitorReport, scope: str | None) -> None:
 
 
 def _print_whole(output: Output, report: MonitorReport) -> None:
+    from wsmerge.steering.bootstrap import TWO_SIDED_95
     from wsmerge.steering.similarity.monitoring import MIN_DRAWS
 
     beside = () if report.sample is None else (_ERROR,)
@@ -169,11 +175,12 @@ def _print_whole(output: Output, report: MonitorReport) -> None:
             whole, without, band = reading.scopes.whole, reading.scopes.without_embeddings, reading.band()
             name = f"{reading.direction} (control)" if reading.control else reading.direction
             interval = f"{band.low:+.2g} to {band.high:+.2g}"
+            isotropic = f"{TWO_SIDED_95 * whole.isotropic_std:.2g}"
             drawn = (f"{min(reading.drawn):+.2g} to {max(reading.drawn):+.2g}" if reading.drawn else "",) if few else ()
             cosine, projection = ((whole.errors.cosine,), (whole.errors.projection,)) if whole.errors else ((), ())
             figures = (whole.cosine, *cosine, without.cosine, whole.projection, *projection, whole.update_norm)
-            rows.append((item.name, name, *figures, interval, *drawn))
-    heads = ("cosine", *beside, "no embeddings", "projection", *beside, "norm", "random 95 %")
+            rows.append((item.name, name, *figures, interval, isotropic, *drawn))
+    heads = ("cosine", *beside, "no embeddings", "projection", *beside, "norm", "random 95 %", "isotropic 95 %, +-")
     if few:  # what few draws span is no band of 95 %
         heads += (f"{few} random ones",)
     output.table(("checkpoint", "direction", *heads), rows)
@@ -209,6 +216,14 @@ def _warn_of_passed(output: Output, report: MonitorReport) -> None:
         )
 
 
+def _warn_of_shared(output: Output, shared: Sequence[SharedFactors]) -> None:
+    for pair in shared:
+        output.warning(
+            f"{pair.one} and {pair.other} share {pair.overlap:.0%} of their factors A, as trainings from one seed do: what "
+            "their cosines have in common may come from there"
+        )
+
+
 def _print_matrix(output: Output, matrix: SimilarityMatrix, scope: str) -> None:
     cosines, norms = matrix.cosines(scope), matrix.norms(scope)
     numbers = [str(number + 1) for number in range(len(matrix.labels))]
@@ -217,6 +232,16 @@ def _print_matrix(output: Output, matrix: SimilarityMatrix, scope: str) -> None:
         for number, label, norm, row in zip(numbers, matrix.labels, norms, cosines.tolist(), strict=True)
     ]
     output.table(("", "", "norm", *numbers), rows, title=scope)
+    if scope != "all" or len(matrix.labels) == 1:
+        return
+    z = [matrix.z(scope).tolist(), matrix.z(scope, isotropic=True).tolist()]
+    rows = [
+        (number, label, *("" if i == j else f"{z[0][i][j]:+.1f} ({z[1][i][j]:+.0f})" for j in range(len(numbers))))
+        for i, (number, label) in enumerate(zip(numbers, matrix.labels, strict=True))
+    ]
+    output.table(
+        ("", "", *numbers), rows, title="z: against random directions in the row's subspaces (of no preference)"
+    )
 
 
 def _scope(by: str | None) -> str | None:

@@ -1,13 +1,19 @@
 """Random directions: the spectrum that they keep, and the statistics of the cosines that they give."""
 
+from contextlib import ExitStack
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from tests.oracles.similarity import dense_of, naive_auroc
-from tests.sources import random_direction
+from tests.oracles.similarity import core_inside, dense_of, naive_auroc
+from tests.sources import MemoryDirection, random_direction
+from wsmerge.core.deltas import DenseDelta, LowRankDelta
+from wsmerge.registry import open_direction_folder
 from wsmerge.steering.similarity.auroc import auroc, auroc_interval
+from wsmerge.steering.similarity.factors import shared_factors
+from wsmerge.steering.similarity.matrix import similarity_matrix
 from wsmerge.steering.similarity.monitoring import Question, compare
 from wsmerge.steering.similarity.nulls import NullDirection
 
@@ -72,6 +78,112 @@ def test_the_band_is_that_of_the_draws(rank):
     assert band.low == pytest.approx(computed.low, rel=0.25)
     assert band.high == pytest.approx(computed.high, rel=0.25)
     assert np.isclose(band.low, np.quantile(reading.drawn, 0.025))
+
+
+def like(source, name, *, seed, rank):
+    """A delta with half of its norm in the subspaces of `source`'s factors, as adapters of one model have."""
+    generator = np.random.default_rng(seed)
+    delta, (rows, columns) = source.low_rank(name), source.shapes[name]
+    inside = LowRankDelta(
+        delta.b @ generator.standard_normal((delta.rank, rank)).astype(np.float32),
+        generator.standard_normal((rank, delta.rank)).astype(np.float32) @ delta.a,
+    )
+    outside = [generator.standard_normal(shape).astype(np.float32) for shape in ((rows, rank), (rank, columns))]
+    return LowRankDelta(
+        np.hstack([inside.b / np.linalg.norm(inside.b), outside[0] / np.linalg.norm(outside[0])]),
+        np.vstack([inside.a / np.linalg.norm(inside.a), outside[1] / np.linalg.norm(outside[1])]),
+    )
+
+
+WIDE = {"model.layers.0.mlp.up_proj.weight": (96, 64), "model.layers.1.mlp.down_proj.weight": (64, 96)}
+
+
+def related(*, dense):
+    source = random_direction(WIDE, rank=6, seed=1)
+    deltas = {name: like(source, name, seed=number, rank=2) for number, name in enumerate(WIDE)}
+    held = {name: DenseDelta(delta.b @ delta.a) for name, delta in deltas.items()} if dense else deltas
+    return source, MemoryDirection(held, source.base, "update")
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_the_null_keeps_subspaces_and_draws_cores(dense):
+    """Cores drawn here, of normal values and the right norm, give the computed spread; no preference gives far less."""
+    source, update = related(dense=dense)
+    generator, cosines = np.random.default_rng(0), []
+    u, w = dense_of(update), dense_of(source)
+    norms = [np.sqrt(sum((one[name] ** 2).sum() for name in WIDE)) for one in (u, w)]
+    inside = {name: core_inside(u[name], w[name]) for name in WIDE}
+    for _ in range(3000):
+        product = 0.0
+        for name, core in inside.items():
+            drawn = generator.standard_normal(core.shape)
+            product += (core * drawn).sum() * np.linalg.norm(w[name]) / np.linalg.norm(drawn)
+        cosines.append(product / norms[0] / norms[1])
+    reading = compare([update], Question([source], null_draws=400), WIDE, {})[0][0]
+    whole = reading.scopes.whole
+    assert whole.null_std == pytest.approx(np.std(cosines), rel=4 / np.sqrt(2 * 3000))
+    assert np.std(reading.drawn) == pytest.approx(whole.null_std, rel=4 / np.sqrt(2 * 400))
+    assert whole.null_std > 4 * whole.isotropic_std
+    assert whole.z == pytest.approx((whole.cosine or 0.0) / whole.null_std)
+    matrix = similarity_matrix([source, update])
+    assert matrix.z()[0, 1] == pytest.approx(whole.z, rel=1e-5)
+    assert matrix.z(isotropic=True)[0, 1] == pytest.approx(whole.isotropic_z, rel=1e-5)
+
+
+def test_the_null_of_a_sample_is_near_that_of_all_rows():
+    source, update = related(dense=True)
+    exact = compare([update], Question([source]), WIDE, {})[0][0].scopes.whole
+    found = [
+        compare([update], Question([source], sample=0.5, seed=seed), WIDE, {})[0][0].scopes.whole for seed in range(20)
+    ]
+    assert np.mean([one.null_std for one in found]) == pytest.approx(exact.null_std, rel=0.15)
+    assert all(one.null_std > 3 * one.isotropic_std for one in found)
+
+
+def test_factors_that_depend_on_each_other_count_once():
+    """Two poles of one adapter: the delta has its rank, whatever rank its factors have."""
+    source, update = related(dense=False)
+    doubled = MemoryDirection(
+        {
+            name: LowRankDelta(np.hstack([delta.b, -0.5 * delta.b]), np.vstack([delta.a, delta.a]))
+            for name in WIDE
+            for delta in [source.low_rank(name)]
+        },
+        source.base,
+        "doubled",
+    )
+    one, two = compare([update], Question([source, doubled], null_draws=2), WIDE, {})[0]
+    assert two.scopes.whole.null_std == pytest.approx(one.scopes.whole.null_std, rel=1e-4)
+    for keep in (False, True):
+        drawn = NullDirection(doubled, seed=0, draw=0, keep_subspaces=keep)
+        for name, delta in dense_of(drawn).items():
+            assert np.linalg.norm(delta) == pytest.approx(np.linalg.norm(dense_of(doubled)[name]), rel=1e-5)
+
+
+def test_directions_that_share_their_factors_are_named():
+    source, other = random_direction(WIDE, rank=4, seed=1, label="one"), random_direction(WIDE, rank=4, seed=2)
+    same = MemoryDirection(
+        {name: LowRankDelta(other.low_rank(name).b, source.low_rank(name).a) for name in WIDE}, source.base, "same A"
+    )
+    found = shared_factors([source, other, same])
+    assert [(pair.one, pair.other) for pair in found] == [("one", "same A")]
+    assert found[0].overlap == pytest.approx(1)
+
+
+def test_the_bundled_directions():
+    """Their factors began with one seed; against directions of no preference every cosine of theirs seems to mean something."""
+    folder = Path(__file__).resolve().parents[3] / "directions"
+    with ExitStack() as stack:
+        made = [
+            stack.enter_context(open_direction_folder(folder / name)) for name in ("sycophancy", "formality", "caution")
+        ]
+        matrix = similarity_matrix(made)
+    assert matrix.cosines()[0, 1:] == pytest.approx([-0.00076, -0.02155], abs=1e-5)
+    assert matrix.z()[0, 1] == pytest.approx(-0.58, abs=0.01)
+    assert matrix.z(isotropic=True)[0, 1] == pytest.approx(-7.38, abs=0.01)
+    assert matrix.z()[1, 2] == pytest.approx(27.15, abs=0.01)
+    assert len(matrix.shared) == 3
+    assert all(0.85 < pair.overlap < 0.95 for pair in matrix.shared)
 
 
 def test_auroc_against_every_pair():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from wsmerge.engine.locate import locate_model
 from wsmerge.errors import UsageError
 from wsmerge.registry import Registry, open_reference, open_registry
 from wsmerge.registry.resolve import reference_text
+from wsmerge.steering.similarity.factors import shared_factors
 from wsmerge.steering.similarity.live import LiveUpdate
 from wsmerge.steering.similarity.monitoring import Measure, Question, Reading, compare
 from wsmerge.steering.similarity.rows import Sample
@@ -28,7 +30,7 @@ __all__ = ["SimilarityCallback"]
 class SimilarityCallback(TrainerCallback):
     """Compares the change of the model in training with directions whenever it is saved or evaluated.
 
-    Cosine, projection and the cosine without embeddings are logged as `PREFIX/DIRECTION/...`, and the norm of the change
+    Cosine, its z against random directions, projection and the cosine without embeddings are logged as `PREFIX/DIRECTION/...`, and the norm of the change
     as `PREFIX/norm`. LoRA factors are compared as they are, without merging. Every process of a distributed run computes
     the same values, so all of them stop at one step.
 
@@ -108,6 +110,11 @@ class SimilarityCallback(TrainerCallback):
                 hint="give base=, the checkpoint that the training began with",
             )
         self._sources = [self._opened(item) for item in self._given]
+        for pair in shared_factors(self._sources):
+            told = (
+                f"{pair.one} and {pair.other} share {pair.overlap:.0%} of their factors A: their readings rise together"
+            )
+            warnings.warn(told, stacklevel=2)
 
     def on_save(
         self,
@@ -161,6 +168,7 @@ class SimilarityCallback(TrainerCallback):
         for reading in readings:
             told = {
                 "cosine": reading.scopes.whole.cosine,
+                "z": reading.scopes.whole.z,
                 "projection": reading.scopes.whole.projection,
                 "cosine_standard_error": reading.standard_error("cosine"),
                 "cosine_without_embeddings": reading.scopes.without_embeddings.cosine,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wsmerge.core.ranges import RangeFile
 from wsmerge.engine.gather import gather
-from wsmerge.steering.similarity.factors import in_groups
+from wsmerge.steering.similarity.factors import Subspaces, in_groups
 from wsmerge.steering.similarity.partial import PartialVector
 from wsmerge.steering.similarity.rows import Rows
 
@@ -97,31 +97,52 @@ class DrawnStack:
         self._b = self._drawn_b()
         self._step = max(1, _HELD_ELEMENTS // (len(self._vectors) * components.shape[1] * rows[0].columns))
         self._held: tuple[int, Float32] | None = None
+        self._grams: dict[int, Float64] = {}
 
     def products(
         self, blocks: Sequence[Float32], sizes: Sequence[int], begins: NDArray[np.intp], first: int = 0
-    ) -> list[Float64]:
-        """For each block deltas x components x runs: products of its rows with the same rows of each, summed by run.
+    ) -> tuple[list[Float64], list[Float64]]:
+        """Products of the rows of each block with the same rows of each delta.
 
         Args:
             blocks: drawn rows of dense deltas, as many of each, x columns.
             sizes: how many of them each tensor has.
             begins: the first row of each run.
             first: the first drawn row that the blocks have, where they do not have all.
+
+        Returns:
+            For each block the products summed by run, deltas x components x runs; and what its rows add to the cores
+            b^T X a^T, tensors x deltas x components x components.
         """
         count, columns, taken = len(self._vectors), self._rows[0].columns, self.components.shape[1]
         weighted = [np.empty((count, taken, block.shape[0])) for block in blocks]
+        cores = [np.empty((len(sizes), count, taken, taken)) for _ in blocks]
         begin = 0
         with np.errstate(all="ignore"):  # what is not finite is told with its tensor, once all are done
             for number, size in enumerate(sizes):
                 a, end = self._a(number).reshape(count * taken, columns), begin + size
                 b = self._b[:, first + begin : first + end].transpose(0, 2, 1)
+                if number not in self._grams:
+                    wide = a.reshape(count, taken, columns).astype(np.float64)
+                    self._grams[number] = wide @ wide.swapaxes(1, 2)
                 product = self._room("product", count * taken * size).reshape(count * taken, size)
-                for block, here in zip(blocks, weighted, strict=True):
+                for block, here, core in zip(blocks, weighted, cores, strict=True):
                     np.matmul(a, block[begin:end].T, out=product)
                     np.multiply(product.reshape(count, taken, size), b, out=here[:, :, begin:end], dtype=np.float64)
+                    core[number] = b @ product.reshape(count, taken, size).swapaxes(1, 2)
                 begin = end
-            return [np.add.reduceat(here, begins, axis=2) for here in weighted]
+            return [np.add.reduceat(here, begins, axis=2) for here in weighted], cores
+
+    def mean_square(self, number: int, delta: int, core: Float64) -> float:
+        """`Subspaces.mean_square` of what is drawn of one delta for one tensor, whose products were taken before.
+
+        The subspaces are those of the drawn rows and components. With few rows that of `b` is all there is of them, and what
+        is left is the part of the row space of `a`.
+        """
+        begin = sum(item.indices.size for item in self._rows[:number])
+        b = self._b[delta, begin : begin + self._rows[number].indices.size].astype(np.float64)
+        with np.errstate(all="ignore"):  # as above
+            return Subspaces.of_grams(b.T @ b, self._grams[number][delta]).mean_square(core)
 
     def _found(self) -> _Places:
         """Where all factors lie."""

@@ -7,7 +7,8 @@ Of a tensor with N runs of rows, n are drawn (`rows`); run j contributes x_j = <
 
 Of factors of a high rank components are drawn too, and x_j is estimated from them; what that adds to the variance is in
 `crossed`. Tensors are drawn independently, so that estimates and variances of any set of tensors are sums. Not estimated but
-exact are <w, w>, everything between two factored deltas, and tensors that are read whole, by the exact way's own code.
+exact are <w, w>, everything between two factored deltas, and tensors that are read whole, by the exact way's own code. The
+spread of random directions in the subspaces of factors is that of the drawn rows and components (`DrawnStack.mean_square`).
 Products of a row with factors are of float32, all sums of float64.
 """
 
@@ -23,11 +24,11 @@ from numpy.typing import NDArray
 from wsmerge.errors import UsageError
 from wsmerge.steering.similarity.crossed import ComponentSums
 from wsmerge.steering.similarity.drawn import DrawnStack, Members, in_stacks
-from wsmerge.steering.similarity.factors import inner_of_factors
+from wsmerge.steering.similarity.factors import Subspaces, core_of_factors, inner_of_factors
 from wsmerge.steering.similarity.loops import load_run_products
 from wsmerge.steering.similarity.parallel import Progress, by_batch, sizes_of
 from wsmerge.steering.similarity.partial import PartialVector
-from wsmerge.steering.similarity.products import BLOCK_ELEMENTS, Gram, TensorProducts, Variances, check_finite
+from wsmerge.steering.similarity.products import BLOCK_ELEMENTS, Gram, Pair, TensorProducts, Variances, check_finite
 from wsmerge.steering.similarity.rows import Rows, Sample, components_of_each, cut_of, rows_of_each
 from wsmerge.steering.similarity.update import RowRuns
 from wsmerge.steering.similarity.vectors import Vector
@@ -46,6 +47,7 @@ def estimated_products(
     updates: int,
     sample: Sample,
     *,
+    bands: frozenset[Pair] = frozenset(),
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Gram:
@@ -55,6 +57,7 @@ def estimated_products(
         vectors: the updates, then the directions, laid over common names.
         updates: how many of them are updates.
         sample: how much is read.
+        bands: for which update and direction `Gram.spreads` is wanted.
         threads: tensors in work at once; None for the number of cores.
         progress: called with elements done and elements in all.
 
@@ -64,13 +67,14 @@ def estimated_products(
     """
     sample.check()
     _refuse_factors_alone(vectors, updates)
-    work, sizes = _Work(vectors, updates, sample), sizes_of(vectors)
+    work, sizes = _Work(vectors, updates, sample, bands), sizes_of(vectors)
     made = by_batch(sizes, work.batches(sizes), work.batch, threads=threads, progress=progress)
     names, found = tuple(sizes), [made[name] for name in sizes]
     values = np.stack([item.values for item in found])
     check_finite(vectors, names, values)
     variances = Variances(*(np.stack(items) for items in zip(*(item.variances for item in found), strict=True)))
-    return Gram(names, np.array(list(sizes.values()), np.float64), values, variances)
+    spreads = np.stack([item.spreads for item in found])
+    return Gram(names, np.array(list(sizes.values()), np.float64), values, variances, spreads)
 
 
 def _refuse_factors_alone(vectors: Sequence[Vector], updates: int) -> None:
@@ -89,10 +93,11 @@ def _refuse_factors_alone(vectors: Sequence[Vector], updates: int) -> None:
 
 
 class _Found(NamedTuple):
-    """Products of one tensor, and their variances."""
+    """Products of one tensor, their variances, and the spreads of random directions, all as `Gram` has them."""
 
     values: Float64
     variances: Variances
+    spreads: Float64
 
 
 Ranks = tuple[tuple[int, int | None], ...]
@@ -106,17 +111,20 @@ class _Drawn(NamedTuple):
         x: what each run contributes to <u, w>: tensors x runs x updates x vectors.
         y: the same of <u, u>: tensors x runs x updates.
         of_components: what drawing components adds to the variance of <u, w>: tensors x updates x vectors.
+        spreads: of random directions in the subspaces of factors: tensors x vectors x vectors.
     """
 
     x: Float64
     y: Float64
     of_components: Float64
+    spreads: Float64
 
     @classmethod
-    def of(cls, tensors: int, runs: int, updates: int, vectors: int) -> _Drawn:
-        """Nothing as yet."""
+    def of(cls, runs: int, updates: int, spreads: Float64) -> _Drawn:
+        """Nothing as yet but the spreads that are exact."""
+        tensors, vectors = spreads.shape[:2]
         x = np.zeros((tensors, runs, updates, vectors))
-        return cls(x, np.zeros((tensors, runs, updates)), np.zeros((tensors, updates, vectors)))
+        return cls(x, np.zeros((tensors, runs, updates)), np.zeros((tensors, updates, vectors)), spreads)
 
 
 class _Piece(NamedTuple):
@@ -142,12 +150,13 @@ class _Work:
     what has to be done in Python is then done once for all of them.
     """
 
-    def __init__(self, vectors: Sequence[Vector], updates: int, sample: Sample) -> None:
+    def __init__(self, vectors: Sequence[Vector], updates: int, sample: Sample, bands: frozenset[Pair]) -> None:
         count = len(vectors)
         self._vectors = [PartialVector(vector) for vector in vectors]
         self._updates, self._count, self._sample = updates, count, sample
         pairs = {(one, other) for one in range(updates) for other in range(updates, count)}
-        self._exact = TensorProducts(vectors, frozenset(pairs | {(number, number) for number in range(count)}))
+        self._bands = bands
+        self._exact = TensorProducts(vectors, frozenset(pairs | {(number, number) for number in range(count)}), bands)
         self._local = threading.local()
 
     def batches(self, names: Iterable[str]) -> Iterator[list[str]]:
@@ -175,18 +184,21 @@ class _Work:
         ranks = self._ranks(names[0])
         rows = rows_of_each(names, self._shape(names[0], ranks), self._sample)
         if rows[0].whole:
-            return [_Found(self._exact.tensor(name), _no_variances(self._count, self._updates)) for name in names]
+            exact = [self._exact.tensor(name) for name in names]
+            return [_Found(item[0], _no_variances(self._count, self._updates), item[1]) for item in exact]
         values = np.zeros((len(names), self._count, self._count))
+        spreads = np.full_like(values, np.nan)
         for number, name in enumerate(names):
             for index, _ in ranks:
                 if index >= self._updates:
                     values[number, index, index] = self._vectors[index].squared_norm(name)
-            self._factored(name, {index: rank for index, rank in ranks if rank}, values[number])
+            self._factored(name, {index: rank for index, rank in ranks if rank}, values[number], spreads[number])
         if not any(rank is None for _, rank in ranks):
-            return [_Found(item, _no_variances(self._count, self._updates)) for item in values]
-        return self._estimated(rows[0], self._draw(names, rows, ranks), ranks, values)
+            none = _no_variances(self._count, self._updates)
+            return [_Found(item, none, spread) for item, spread in zip(values, spreads, strict=True)]
+        return self._estimated(rows[0], self._draw(names, rows, ranks, spreads), ranks, values)
 
-    def _factored(self, name: str, ranks: Mapping[int, int], values: Float64) -> None:
+    def _factored(self, name: str, ranks: Mapping[int, int], values: Float64, spreads: Float64) -> None:
         """Everything between two factored deltas, exact."""
         for one in ranks:
             if one >= self._updates:
@@ -195,19 +207,23 @@ class _Work:
             values[one, one] = inner_of_factors(left, left)
             for other in ranks:
                 if other >= self._updates:
-                    values[one, other] = values[other, one] = inner_of_factors(left, self._vectors[other].factors(name))
+                    right = self._vectors[other].factors(name)
+                    values[one, other] = values[other, one] = inner_of_factors(left, right)
+                    if (one, other) in self._bands:
+                        spreads[one, other] = Subspaces.of(right).mean_square(core_of_factors(left, right))
 
-    def _draw(self, names: Sequence[str], rows: Sequence[Rows], ranks: Ranks) -> _Drawn:
+    def _draw(self, names: Sequence[str], rows: Sequence[Rows], ranks: Ranks, spreads: Float64) -> _Drawn:
         """Read the drawn runs of every dense delta against all that it is asked against."""
         dense = [index for index, rank in ranks if rank is None]
         met = {index: rank for index, rank in ranks if rank and self._faces(index, dense)}
-        drawn = _Drawn.of(len(names), rows[0].drawn.size, self._updates, self._count)
+        drawn = _Drawn.of(rows[0].drawn.size, self._updates, spreads)
         stacks = list(in_stacks({index: self._vectors[index] for index in met}, met, names))
         pieces = list(_pieces(names, rows, drawn))
         blocks: dict[int, Float32] = {}
         for number, members in enumerate(stacks or [None]):
             stack = self._stack(members, names, rows) if members else None
             sums: dict[int, ComponentSums] = {}
+            cores: dict[int, Float64] = {}
             filled = 0
             for piece in pieces:
                 if number == 0 or len(pieces) > 1:
@@ -215,14 +231,22 @@ class _Work:
                 if number == 0:
                     self._meet_dense(blocks, piece)
                 if stack is not None:
-                    self._meet_factors(blocks, stack, piece, filled, sums)
+                    self._meet_factors(blocks, stack, piece, filled, (sums, cores))
                 filled += int(piece.ends[-1])
             if stack is not None:
+                self._spread(stack, cores, drawn.spreads)
                 for one, parts in sums.items():
                     for place, pair in self._pairs(one, stack.indices):
                         variance = parts.variance(place, drawn.x[:, :, *pair], rows[0].runs)
                         drawn.of_components[:, *pair] = variance
         return drawn
+
+    def _spread(self, stack: DrawnStack, cores: Mapping[int, Float64], spreads: Float64) -> None:
+        for one, of_tensors in cores.items():
+            for place, pair in self._pairs(one, stack.indices):
+                if pair in self._bands and pair[0] == one:
+                    for number, of_deltas in enumerate(of_tensors):
+                        spreads[number, *pair] = stack.mean_square(number, place, of_deltas[place])
 
     def _stack(self, members: Members, names: Sequence[str], rows: Sequence[Rows]) -> DrawnStack:
         components = components_of_each(names, members.rank, self._sample)
@@ -256,16 +280,19 @@ class _Work:
         stack: DrawnStack,
         piece: _Piece,
         first: int,
-        sums: dict[int, ComponentSums],
+        results: tuple[dict[int, ComponentSums], dict[int, Float64]],
     ) -> None:
         """Dense updates with factored directions, and factored updates with dense directions."""
+        sums, cores = results
         begins = np.concatenate([np.zeros(1, np.int64), piece.ends[:-1]])
         met = {one: pairs for one in blocks if (pairs := self._pairs(one, stack.indices))}
         # Of rows that training left alone all products are 0.
         met = {one: pairs for one, pairs in met.items() if one >= self._updates or piece.y[:, one].any()}
         if not met:
             return
-        found = stack.products([blocks[one] for one in met], [runs.rows for runs in piece.runs], begins, first)
+        found, added = stack.products([blocks[one] for one in met], [runs.rows for runs in piece.runs], begins, first)
+        for one, core in zip(met, added, strict=True):
+            cores[one] = cores[one] + core if one in cores else core
         drawn, scale = stack.components.shape[1], stack.rank / stack.components.shape[1]
         for (one, pairs), parts in zip(met.items(), found, strict=True):
             by_run = scale * parts.sum(axis=1)
@@ -305,7 +332,8 @@ class _Work:
         on_diagonal = np.arange(self._updates)
         here[:, on_diagonal, on_diagonal] = np.where(of_update, squares, here[:, on_diagonal, on_diagonal])
         variances = zip(inner * of_pair, across * of_pair, square * of_update, strict=True)
-        return [_Found(item, Variances(*spread)) for item, spread in zip(values, variances, strict=True)]
+        found = zip(values, variances, drawn.spreads, strict=True)
+        return [_Found(item, Variances(*variance), spread) for item, variance, spread in found]
 
     def _room(self, what: str, count: int) -> Float32:
         """`count` elements that this thread alone uses, and that the next call of the same `what` uses again."""

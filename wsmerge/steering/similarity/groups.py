@@ -60,8 +60,9 @@ class Alignment(NamedTuple):
         inner: <u, w>.
         update_norm: |u|.
         direction_norm: |w|.
-        null_std: standard deviation of the cosine over directions with w's spectrum in every tensor and random
-            orthogonal factors; its mean is 0.
+        null_std: standard deviation of the cosine over random directions in the subspaces of w's factors, with w's norm in
+            every tensor: only their cores are drawn. Of dense tensors as `isotropic_std`. The mean is 0.
+        isotropic_std: the same over directions with w's norm in every tensor and no preference of any kind.
         errors: of estimates from a sample of rows; None where everything is exact. `direction_norm` is exact always.
     """
 
@@ -69,6 +70,7 @@ class Alignment(NamedTuple):
     update_norm: float
     direction_norm: float
     null_std: float
+    isotropic_std: float
     errors: StandardErrors | None = None
 
     @property
@@ -86,6 +88,11 @@ class Alignment(NamedTuple):
     def z(self) -> float | None:
         """The cosine in standard deviations of the null; None where it has none."""
         return None if self.cosine is None or not self.null_std else self.cosine / self.null_std
+
+    @property
+    def isotropic_z(self) -> float | None:
+        """The cosine in standard deviations of the isotropic null; None where it has none."""
+        return None if self.cosine is None or not self.isotropic_std else self.cosine / self.isotropic_std
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +169,16 @@ def _alignment(gram: Gram, mask: NDArray[np.bool_], update: int, direction: int)
     own, other = np.maximum(own, 0), np.maximum(other, 0)
     norms = math.sqrt(math.fsum(own)), math.sqrt(math.fsum(other))
     # <u, U S V^T> over random orthogonal U and V has mean 0 and variance |u|^2 |S|^2 / (rows * columns), tensor by tensor.
-    null = math.sqrt(math.fsum(own * other / np.maximum(gram.numels[mask], 1)))
+    isotropic = own / np.maximum(gram.numels[mask], 1)
+    spreads = isotropic
+    if gram.spreads is not None:
+        kept = gram.spreads[mask, update, direction]
+        spreads = np.where(np.isnan(kept), isotropic, kept)
     product = norms[0] * norms[1]
-    found = Alignment(math.fsum(gram.values[mask, update, direction]), *norms, null / product if product else 0.0)
+    null, of_no_preference = (
+        math.sqrt(math.fsum(spread * other)) / product if product else 0.0 for spread in (spreads, isotropic)
+    )
+    found = Alignment(math.fsum(gram.values[mask, update, direction]), *norms, null, of_no_preference)
     return found._replace(errors=_errors(gram.variances, mask, (update, direction), found)) if gram.variances else found
 
 

@@ -135,6 +135,11 @@ class Question:
     threads: int | None = None
     sample: float | None = None
 
+    @property
+    def shown(self) -> int:
+        """How many directions and controls there are."""
+        return len(self.directions) + len(self.controls)
+
 
 def compare(
     updates: Sequence[DeltaSource],
@@ -158,7 +163,7 @@ def compare(
         UsageError: a share that is none, or updates and directions of which nothing would be sampled.
     """
     draws = [
-        NullDirection(source, seed=question.seed, draw=draw)
+        NullDirection(source, seed=question.seed, draw=draw, keep_subspaces=True)
         for source in question.directions
         for draw in range(question.null_draws)
     ]
@@ -184,7 +189,7 @@ def _pass(
     first = len(rows)
     gram = _products(vectors, first, question, progress)
     groups = Groups(gram.names)
-    watched, shown = len(question.directions), len(question.directions) + len(question.controls)
+    watched, shown = len(question.directions), question.shown
 
     def reading(row: int, place: int) -> Reading:
         scopes = scopes_of(gram, groups, row, first + place)
@@ -204,9 +209,10 @@ def _pass(
 def _products(
     vectors: Sequence[Vector], updates: int, question: Question, progress: Callable[[int, int], None]
 ) -> Gram:
+    bands = frozenset((row, column) for row in range(updates) for column in range(updates, updates + question.shown))
     if question.sample is not None:
         sample = Sample(question.sample, question.seed)
-        return estimated_products(vectors, updates, sample, threads=question.threads, progress=progress)
+        return estimated_products(vectors, updates, sample, bands=bands, threads=question.threads, progress=progress)
     pairs = {(row, column) for row in range(updates) for column in range(updates, len(vectors))}
     pairs |= {(number, number) for number in range(len(vectors))}
-    return inner_products(vectors, pairs, threads=question.threads, progress=progress)
+    return inner_products(vectors, pairs, bands=bands, threads=question.threads, progress=progress)

@@ -1,7 +1,11 @@
 """Random directions with the spectrum of a given one: what cosines an update has with directions that mean nothing.
 
-    low-rank    U S V^T with the singular values S of the delta, and random orthogonal U and V
+    low-rank    U S V^T with the singular values S of the delta, and random orthogonal U and V: of all there are, or of those
+                in the subspaces of the delta's own factors, so that only the core between them is drawn
     dense       normal values scaled to the norm of the delta, which has the same mean and variance of cosines
+
+Adapters of one model live in subspaces that they share: their first `a` where seeds are equal, and what their inputs and
+gradients have in common. Directions of no preference miss those, and give far smaller cosines than any adapter does.
 
 Tensors, shapes and norms are those of the direction. Factors are drawn by seed, number of the draw, direction and tensor, so
 that neither the order of reading nor the number of threads matters.
@@ -21,6 +25,7 @@ from numpy.typing import NDArray
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.reading import delta_values
 from wsmerge.core.tensors import BaseIdentity, DeltaSource
+from wsmerge.steering.similarity.factors import Subspaces
 
 __all__ = ["NullDirection"]
 
@@ -37,13 +42,15 @@ class NullDirection:
         source: the direction whose spectrum it has.
         seed: of all draws.
         draw: which of the draws.
+        keep_subspaces: draw only the core between the subspaces of the factors.
 
     Attributes:
         source: as given.
     """
 
-    def __init__(self, source: DeltaSource, *, seed: int, draw: int) -> None:
+    def __init__(self, source: DeltaSource, *, seed: int, draw: int, keep_subspaces: bool = False) -> None:
         self.source = source
+        self._keeps = keep_subspaces
         self._key = (seed, draw)
         self._scales: dict[str, float] = {}
         self._lock = Lock()
@@ -67,10 +74,17 @@ class NullDirection:
 
     def low_rank(self, name: str) -> LowRankDelta:
         """Random orthogonal factors with the singular values of the direction's delta, float32."""
-        values = _singular_values(self.source.low_rank(name))
-        generator = self._generator(name)
-        left, right = (_orthogonal(generator, side, values.size) for side in self.shapes[name])
-        return LowRankDelta((left * values).astype(np.float32), np.ascontiguousarray(right.T, np.float32))
+        delta, generator = self.source.low_rank(name), self._generator(name)
+        subspaces, rank = Subspaces.of(delta), min(delta.rank, *self.shapes[name])
+        kept = subspaces.values.size
+        b, a = (np.zeros(shape, np.float32) for shape in ((delta.shape[0], rank), (rank, delta.shape[1])))
+        if self._keeps:
+            left, right = (_orthogonal(generator, kept, kept) for _ in range(2))
+            left, right = delta.b @ (subspaces.left @ left), delta.a.T @ (subspaces.right @ right)
+        else:
+            left, right = (_orthogonal(generator, side, kept) for side in self.shapes[name])
+        b[:, :kept], a[:kept] = left * subspaces.values, right.T
+        return LowRankDelta(b, a)
 
     def read_dense(self, name: str, start: int, out: NDArray[np.float32]) -> None:
         """Fill `out` with elements from `start` on."""
@@ -101,11 +115,6 @@ class NullDirection:
         told = f"{self.source.label} {self.source.digest} {name}"  # directions alike must not get draws alike
         word = int.from_bytes(sha256(told.encode()).digest()[:8], "little")
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._key, word, cell])))
-
-
-def _singular_values(delta: LowRankDelta) -> Float64:
-    rows, columns = (np.linalg.qr(factor.astype(np.float64)).R for factor in (delta.b, delta.a.T))
-    return np.linalg.svd(rows @ columns.T, compute_uv=False)
 
 
 def _orthogonal(generator: np.random.Generator, rows: int, columns: int) -> Float64:

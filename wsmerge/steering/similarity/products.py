@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.engine.kernels import load_kernels
 from wsmerge.errors import NonFiniteError, Problems
-from wsmerge.steering.similarity.factors import Stack, in_groups, inner_of_factors
+from wsmerge.steering.similarity.factors import Stack, Subspaces, core_of_factors, in_groups, inner_of_factors
 from wsmerge.steering.similarity.parallel import Progress, by_tensor
 from wsmerge.steering.similarity.vectors import Vector
 
@@ -61,33 +61,44 @@ class Gram:
         numels: elements of each, float64.
         values: tensors x vectors x vectors, symmetric; 0 where a vector has no delta, and for pairs not asked for.
         variances: of estimates; None where all products are exact.
+        spreads: tensors x vectors x vectors; [t, i, j] is the variance of <X, w> for X vector i and w a random direction of
+            norm 1 in tensor t that is like vector j: in the subspaces of its factors, or of no preference where it is dense.
+            None for no preference anywhere.
     """
 
     names: tuple[str, ...]
     numels: Float64
     values: Float64
     variances: Variances | None = None
+    spreads: Float64 | None = None
 
 
 def inner_products(
-    vectors: Sequence[Vector], pairs: Collection[Pair], *, threads: int | None = None, progress: Progress | None = None
+    vectors: Sequence[Vector],
+    pairs: Collection[Pair],
+    *,
+    bands: Collection[Pair] = (),
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Gram:
     """Inner products of `vectors`, by tensor.
 
     Args:
         vectors: laid over common names.
         pairs: which products are wanted, `(i, i)` for a squared norm.
+        bands: for which of them, in either order, `Gram.spreads` is wanted: `(X, w)`.
         threads: tensors in work at once; None for the number of cores.
         progress: called with elements done and elements in all.
 
     Raises:
         NonFiniteError: products that are NaN or infinite, with the tensors that hold such values.
     """
-    work = TensorProducts(vectors, frozenset(pairs))
+    work = TensorProducts(vectors, frozenset(pairs), frozenset(bands))
     names, numels, found = by_tensor(vectors, work.tensor, threads=threads, progress=progress)
-    values = np.stack(found) if found else np.zeros((0, len(vectors), len(vectors)))
+    both = np.stack(found) if found else np.zeros((0, 2, len(vectors), len(vectors)))
+    values, spreads = both[:, 0], both[:, 1]
     check_finite(vectors, names, values)
-    return Gram(names, numels, values)
+    return Gram(names, numels, values, spreads=spreads)
 
 
 def check_finite(vectors: Sequence[Vector], names: Sequence[str], values: Float64) -> None:
@@ -112,15 +123,16 @@ def check_finite(vectors: Sequence[Vector], names: Sequence[str], values: Float6
 class TensorProducts:
     """The products of one tensor after another; threads share it, each with buffers of its own."""
 
-    def __init__(self, vectors: Sequence[Vector], pairs: frozenset[Pair]) -> None:
+    def __init__(self, vectors: Sequence[Vector], pairs: frozenset[Pair], bands: frozenset[Pair] = frozenset()) -> None:
         self._vectors = vectors
-        self._pairs = pairs
+        self._pairs, self._bands = pairs, bands
         self._local = threading.local()
         self._dot = load_kernels().dot
 
     def tensor(self, name: str) -> Float64:
-        """Vectors x vectors: the products of tensor `name`."""
+        """Two of vectors x vectors: the products of tensor `name`, and the spreads, NaN where `w` has no subspaces."""
         gram = np.zeros((len(self._vectors), len(self._vectors)))
+        spreads = np.full_like(gram, np.nan)
         having = [index for index, vector in enumerate(self._vectors) if name in vector.own]
         ranks = {index: self._vectors[index].rank(name) for index in having}
         factored = {index: rank for index, rank in ranks.items() if rank}
@@ -129,12 +141,12 @@ class TensorProducts:
         first = True
         for group in in_groups(met, [factored[index] for index in met]):
             held = {index: self._factors(index, name) for index in group}
-            self._blocks(name, dense, held, gram, with_dense=first)
+            self._blocks(name, dense, held, (gram, spreads), with_dense=first)
             first = False
         if first and dense:
-            self._blocks(name, dense, {}, gram, with_dense=True)
-        self._factored(name, list(factored), gram)
-        return np.where(gram == 0, gram.T, gram)
+            self._blocks(name, dense, {}, (gram, spreads), with_dense=True)
+        self._factored(name, list(factored), gram, spreads)
+        return np.stack([np.where(gram == 0, gram.T, gram), spreads])
 
     def _wants(self, one: int, other: int) -> bool:
         return (min(one, other), max(one, other)) in self._pairs
@@ -143,7 +155,7 @@ class TensorProducts:
         vector = self._vectors[index]
         return vector.source.low_rank(vector.own[name])
 
-    def _factored(self, name: str, factored: Sequence[int], gram: Float64) -> None:
+    def _factored(self, name: str, factored: Sequence[int], gram: Float64, spreads: Float64) -> None:
         """Products of factored deltas with each other; two are held at a time."""
         for place, one in enumerate(factored):
             others = [other for other in factored[place:] if self._wants(one, other)]
@@ -151,14 +163,27 @@ class TensorProducts:
                 continue
             left = self._factors(one, name)
             for other in others:
-                gram[one, other] = inner_of_factors(left, left if other == one else self._factors(other, name))
+                right = left if other == one else self._factors(other, name)
+                gram[one, other] = inner_of_factors(left, right)
+                for (x, of_x), (w, of_w) in (((one, left), (other, right)), ((other, right), (one, left))):
+                    if (x, w) in self._bands:
+                        spreads[x, w] = Subspaces.of(of_w).mean_square(core_of_factors(of_x, of_w))
 
     def _blocks(
-        self, name: str, dense: Sequence[int], held: Mapping[int, LowRankDelta], gram: Float64, *, with_dense: bool
+        self,
+        name: str,
+        dense: Sequence[int],
+        held: Mapping[int, LowRankDelta],
+        results: tuple[Float64, Float64],
+        *,
+        with_dense: bool,
     ) -> None:
-        """Products of dense deltas with the factored ones in `held`, and with each other where `with_dense`."""
+        """Products of dense deltas with the factored ones in `held`, and with each other where `with_dense`; spreads too."""
+        gram, spreads = results
         stack = Stack.of(list(held.values())) if held else None
         against = list(held)
+        banded = {one: [place for place, w in enumerate(against) if (one, w) in self._bands] for one in dense}
+        cores = {(one, against[place]): np.zeros((1, 1)) for one in dense for place in banded[one]}
         for first, shape in _cut(self._vectors[dense[0]].shapes[name], by_rows=stack is not None):
             count = shape[0] * shape[1]
             values = [self._read(index, name, first * shape[1], count, place) for place, index in enumerate(dense)]
@@ -172,7 +197,13 @@ class TensorProducts:
                     self._add_dense(dense[place:], values[place:], square, gram)
                 if stack is not None and any(self._wants(one, other) for other in against):
                     room = self._room("product", shape[0] * stack.columns)
-                    gram[one, against] += stack.inner(values[place].reshape(shape), first, room)
+                    sums, added = stack.inner(values[place].reshape(shape), first, room, banded[one])
+                    gram[one, against] += sums
+                    for where, core in zip(banded[one], added, strict=True):
+                        cores[one, against[where]] = cores[one, against[where]] + core
+        subspaces = {w: Subspaces.of(held[w]) for w in {w for _, w in cores}}
+        for (one, w), core in cores.items():
+            spreads[one, w] = subspaces[w].mean_square(np.broadcast_to(core, [held[w].rank] * 2))
 
     def _add_dense(
         self, dense: Sequence[int], values: Sequence[NDArray[np.float32]], square: float, gram: Float64

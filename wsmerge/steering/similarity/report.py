@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.similarity.auroc import auroc_interval
+from wsmerge.steering.similarity.factors import SharedFactors
 from wsmerge.steering.similarity.groups import Alignment
 from wsmerge.steering.similarity.monitoring import Measure, Reading
 from wsmerge.steering.similarity.rows import Sample
@@ -23,7 +24,7 @@ RunLabel = Literal["contaminated", "clean"]
 _STEP: Final = re.compile(r"(?:^|[-_.])(?:checkpoint|step|iter|epoch)s?[-_]?(?P<step>\d+)$", re.IGNORECASE)
 _COLUMNS: Final = (
     *("checkpoint", "step", "label", "direction", "control", "scope", "cosine", "projection", "inner"),
-    *("update_norm", "direction_norm", "null_std", "z"),
+    *("update_norm", "direction_norm", "null_std", "z", "isotropic_std", "isotropic_z"),
 )
 _ESTIMATE_COLUMNS: Final = (
     *("sample", "cosine_standard_error", "projection_standard_error", "update_norm_standard_error"),
@@ -100,6 +101,7 @@ class MonitorReport:
         threshold: the value from which a reading counts as passed.
         sources: the directions and controls, closed.
         sample: which rows were read, where values are estimates; None where they are exact.
+        shared: directions whose factors have so much in common that an update of one looks like one of the other.
     """
 
     base: str
@@ -108,6 +110,7 @@ class MonitorReport:
     threshold: float | None = None
     sources: tuple[DeltaSource, ...] = ()
     sample: Sample | None = None
+    shared: tuple[SharedFactors, ...] = ()
 
     @property
     def passed(self) -> tuple[Passed, ...]:
@@ -206,6 +209,7 @@ class MonitorReport:
             ],
             "auroc": {name: found._asdict() for name, found in self.auroc().items()},
             "passed": [item._asdict() for item in self.passed],
+            "shared_factors": [pair._asdict() for pair in self.shared],
         }
 
 
@@ -233,5 +237,7 @@ def _figures(found: Alignment) -> dict[str, float | None]:
         "direction_norm": found.direction_norm,
         "null_std": found.null_std,
         "z": found.z,
+        "isotropic_std": found.isotropic_std,
+        "isotropic_z": found.isotropic_z,
         **{f"{name}_standard_error": error for name, error in (found.errors._asdict() if found.errors else {}).items()},
     }
