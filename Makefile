@@ -26,9 +26,9 @@ test: $(VENV)/.ready
 	$(BIN)/pytest -n 2 -q
 
 # Every architecture of transformers against mergekit, half an hour; writes docs/architectures.md. ARCH=Llama limits it,
-# RESUME=1 goes on where the last run ended.
+# RESUME=1 goes on where the last run ended. Then directions over every architecture as PEFT loads them.
 test-architectures: $(VENV)/.ready
-	ARCH='$(ARCH)' RESUME='$(RESUME)' $(BIN)/pytest -q tests/architectures/sweep.py
+	ARCH='$(ARCH)' RESUME='$(RESUME)' $(BIN)/pytest -q tests/architectures/sweep.py tests/architectures/artifacts.py
 
 # Train the bundled directions again, from the pairs beside them.
 directions: $(VENV)/.ready
