@@ -27,7 +27,6 @@ from typing import Any, Final, NamedTuple
 import torch
 import transformers
 import yaml
-from mergekit.common import ModelReference
 from torch import nn
 
 import wsmerge
@@ -391,6 +390,8 @@ def _mergekit(made: Case, out: Path, folder: Path) -> tuple[str, _Loaded | None]
 @contextlib.contextmanager
 def _configurations_read_once() -> Iterator[None]:
     """mergekit reads a model's configuration again for each tensor that it converts, which takes most of its time."""
+    from mergekit.common import ModelReference  # noqa: PLC0415 - the oracle imports it without its warnings
+
     reading, held = ModelReference.config, dict[str, Any]()
 
     def config(self: Any, trust_remote_code: bool = False) -> Any:  # noqa: FBT001, FBT002 - mergekit's signature

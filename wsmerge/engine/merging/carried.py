@@ -166,7 +166,19 @@ class LeftOut:
                     return f"what comes {told}"
         if self.inputs[0] not in models and any(name in self.undefined.get(model, ()) for model in models):
             return f"no definition names it, and what is outside the layers is that of {self.inputs[0].label}"
-        return None
+        # In a list of layers by another name than those that are known.
+        not_taken = any(self._in_layer_not_taken(models, module, name) for module in self.modules)
+        return "its layer is not among the recipe's" if not_taken else None
+
+    def _in_layer_not_taken(self, models: Sequence[Model], module: Module, name: str) -> bool:
+        taken = [source.layers for part in module.slices for source in part.sources if source.model in models]
+        others = (
+            layer
+            for layer in range(module.architecture.num_layers(models[0].config))
+            if not any(first <= layer < end for first, end in taken)
+        )
+        layers = (module.architecture.layer(models[0].config, layer) for layer in others)
+        return any(name in weight.names for weights in layers for weight in weights)
 
     def _takes_part(self, models: Sequence[Model], part: Slice) -> bool:
         return any(source.model in models for source in part.sources)
