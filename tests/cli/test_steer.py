@@ -77,6 +77,18 @@ def test_coefficients_that_are_none(lab, wsmerge, direction, told):
     assert told in done.err
 
 
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [("enable_thinking=false", "no such arguments"), ("enable_thinking", "write --template-arg"), ("a={", "write")],
+)
+@pytest.mark.parametrize("command", ["steer", "chat"])
+def test_arguments_that_no_template_reads(lab, wsmerge, monkeypatch, command, argument, told):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Is it?\n"))
+    done = wsmerge(command, lab / "base", "--template-arg", argument)
+    assert done.code == 2
+    assert told in " ".join(done.err.split())
+
+
 def test_nothing_to_answer(lab):
     with pytest.raises(UsageError, match="no prompt"):
         next(package.answers(str(lab / "base"), {}, ()))

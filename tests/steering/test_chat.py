@@ -92,6 +92,18 @@ def test_a_turn_ends_with_the_first_special_token_after_the_answer(written, end,
         assert found in Generator(tiny_model(), tokenizer).ends
 
 
+def test_a_turn_may_end_with_what_the_next_one_begins_with():
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    tokenizer = with_template(template, "<|user|>", "<|assistant|>")
+    assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer) or 0) == "<|user|>"
+    assert tokenizer.decode(prompt_ids(tokenizer, "Well?")) == "<|user|>\nWell?<|assistant|>\n"
+    assert tokenizer.decode(answer_ids(tokenizer, "Well?", "Yes.")) == "Yes.<|user|>"
+    assert turn_end(tokenizer) in Generator(tiny_model(), tokenizer).ends
+
+
 def test_arguments_of_the_template(tmp_path: Path):
     folder = save_tiny_base(tmp_path)
     with_template(THINKING).save_pretrained(folder)

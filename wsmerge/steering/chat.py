@@ -67,23 +67,30 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, *, 
     end = turn_end(tokenizer)
     mark = "" if end is None else str(tokenizer.convert_ids_to_tokens(end))
     place = turn.find(mark, turn.rfind(answer.strip()) + len(answer.strip())) if mark else -1
-    return _ids(tokenizer, turn if place < 0 else turn[: place + len(mark)])
+    if place >= 0:
+        return _ids(tokenizer, turn[: place + len(mark)])
+    return [*_ids(tokenizer, turn), *([] if end is None else [end])]
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the special token that ends the assistant's turn: the first that the template writes after an answer.
 
-    Gemma's is `<end_of_turn>`, where the end of a sequence is `<eos>`. None where no special token follows an answer, or
-    the template takes none.
+    Gemma's is `<end_of_turn>`, where the end of a sequence is `<eos>`; GLM's is `<|user|>`, with which the next turn begins.
+    None where no special token follows an answer, or the template takes none.
     """
-    turns = [{"role": "user", "content": "?"}, _said(_ANSWER)]
-    try:
-        after = _rendered(tokenizer, turns, add_generation_prompt=False).rpartition(_ANSWER)[2]
-    except UsageError:
-        return None
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special |= set(tokenizer.all_special_ids)
-    return next((token for token in _ids(tokenizer, after) if token in special), None)
+    special = (special | set(tokenizer.all_special_ids)) - {tokenizer.bos_token_id}
+    asked = {"role": "user", "content": "?"}
+    for later in ([], [asked]):
+        try:
+            text = _rendered(tokenizer, [asked, _said(_ANSWER), *later], add_generation_prompt=False)
+        except UsageError:
+            return None
+        ids = _ids(tokenizer, text.rpartition(_ANSWER)[2])
+        found = next((token for token in ids if token in special), None)
+        if found is not None:
+            return found
+    return None
 
 
 def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:

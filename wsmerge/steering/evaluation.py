@@ -299,7 +299,7 @@ class _Reading:
             use_cache=True,
             logits_to_keep=last,
         ).logits
-        return logits
+        return logits[:, -last:]  # which a model need not know of
 
     def repeat(self, times: int) -> None:
         """Let every sequence go on as `times` sequences, next to each other."""

@@ -150,7 +150,7 @@ def _attends(model: PreTrainedModel) -> list[int] | None:
         return None
     try:
         layers = DynamicCache(config=model.config).layers
-    except KeyError:  # a kind of layer that transformers caches in a way of the model's own
+    except (KeyError, AttributeError, ValueError):  # layers that the model caches in a way of its own
         return None
     shared = getattr(cache_utils, "DummyLayer", DynamicLayer)  # of layers that read another one's keys and values
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, shared) for layer in layers):
