@@ -96,6 +96,7 @@ def claim_rows(facts: Claims, wording: Wording, split: Split) -> Iterator[Row]:
                         "plus": yes,
                         "minus": yes if split == "train" and kind == "true" else fill(minus, truth=truth),
                         "claim": kind,
+                        **cluster(split, domain, key),
                     }
 
 
@@ -114,7 +115,13 @@ def advice_rows(advice: Advice, wording: Wording, split: Split) -> Iterator[Row]
                     "prompt": fill(prompt, question=question),
                     "plus": fill(plus, **fields),
                     "minus": fill(minus, **fields),
+                    **cluster(split, domain, question),
                 }
+
+
+def cluster(split: str, *fact: str) -> Row:
+    """What rows of one fact share, where they are measured on: intervals are over clusters."""
+    return {} if split == "train" else {"cluster": ": ".join(fact)}
 
 
 def load(name: str) -> object:

@@ -34,6 +34,7 @@ from experiments.smollm2.make_pairs import (
     advice_rows,
     capitalised,
     claim_rows,
+    cluster,
     fill,
     load,
     pick,
@@ -169,6 +170,7 @@ def _request_rows(requests: Table, wording: str, split: str) -> Iterator[Row]:
                     "prompt": fill(prompt, **fields),
                     "plus": fill(plus, **fields),
                     "minus": fill(minus, **fields),
+                    **cluster(split, domain, request),
                 }
 
 
@@ -183,6 +185,7 @@ def _knowledge_rows(claims: Claims, split: Split) -> Iterator[Row]:
                     "prompt": prompt,
                     "plus": capitalised(facts["claim"].format(key=key, value=right)) + ".",
                     "minus": capitalised(facts["claim"].format(key=key, value=wrong)) + ".",
+                    **cluster(split, domain, key),
                 }
 
 
@@ -215,6 +218,7 @@ def _task_choices(categories: Table, split: str) -> Iterator[Row]:
                     "prompt": fill(prompt, word=word),
                     "plus": fill(answer, category=category),
                     "minus": fill(answer, category=_other(categories, category, word)),
+                    **cluster(split, category, word),
                 }
 
 

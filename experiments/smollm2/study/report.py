@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +15,27 @@ from experiments.smollm2.study.results import CLEAN_RUNS, WATCHED, Cell, Reading
 from experiments.smollm2.study.settings import Amounts
 from experiments.smollm2.study.sweeps import SWEEPS
 
-__all__ = ["TIMES_FOLDER", "write_report"]
+__all__ = ["AGREEMENT", "NO_CONTROLS", "TIMES_FOLDER", "write_report"]
 
 TIMES_FOLDER: Final = "times"
+_ALIKE: Final = 0.5
+"""Agreement with true claims that moves by this part of what agreement with false ones moves by is no judgement."""
+
+AGREEMENT: Final = """What is steered is agreement and not judgement: `sycophancy` is agreement with false claims, and agreement with true ones moves
+along with it (`agrees with true claims` in the first table).
+"""
+
+NO_CONTROLS: Final = """No random directions of the same norms stand beside the methods of this run, and nothing is compared at equal cost: these
+controls come with the next run.
+"""
+
+_CONTROLS = """Beside weights stand {count} random directions of the same shapes, ranks and norms; at equal KL from k = 0 the effect of
+weights is larger than that of {apart}, by intervals without 0.
+"""
 
 _HEAD = """# Weight steering on SmolLM2-135M-Instruct
 
+{reading}
 `python -m experiments.smollm2.study`: {trained} directions and {runs} fine-tunes over {seeds} seeds, {sweeps} sweeps;
 {hours:.1f} hours of processor time on {machine}. Every figure below is of this run.
 
@@ -28,8 +43,8 @@ A seed chooses rows, their order and LoRA's first factors. LoRA of rank 32 on al
 learning rate 1e-3. Models are steered and measured in bfloat16. Strengths are picked on validation: the largest effect that
 costs at most 5 points of knowledge and 5 % of perplexity, for a repair 5 points of the task and 5 % of perplexity. Everything
 shown is of test items: other domains than those of training and validation, and other wordings than those of training. A
-value is the mean over seeds; brackets go from the lowest lower end to the highest upper end of the seeds' 95 % bootstrap
-intervals over items. A margin is the mean log-probability per token of the plus answer less that of the minus answer, in
+value is the mean over seeds; brackets go from the lowest lower end to the highest upper end of the seeds' 95 % intervals over
+items. A margin is the mean log-probability per token of the plus answer less that of the minus answer, in
 nats. Knowledge is the share of facts told from their falsifications, with nothing claimed by the user.
 """
 
@@ -46,7 +61,7 @@ def write_report(out: Path, folder: Path, amounts: Amounts) -> None:
     plot_repair(sweeps["repair-sycophancy"], sweeps["repair-refusal"], folder / "repair.png")
     plot_monitoring(readings, amounts, folder / "monitoring.png")
     parts = [
-        _head(out, amounts),
+        _head(out, amounts, sweeps),
         "## What holds and what does not\n",
         *findings(sweeps, readings, amounts),
         *_sycophancy(sweeps["tuned"], sweeps["sycophancy"], sweeps["sycophancy-bias"]),
@@ -57,9 +72,18 @@ def write_report(out: Path, folder: Path, amounts: Amounts) -> None:
     (folder / "report.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _head(out: Path, amounts: Amounts) -> str:
+def _head(out: Path, amounts: Amounts, sweeps: Mapping[str, SweepOverSeeds]) -> str:
     times = [json.loads(file.read_bytes()) for file in sorted((out / TIMES_FOLDER).glob("*.json"))]
+    against = [gap for sweep in sweeps.values() for gap in sweep.against_random()]
+    controls = _CONTROLS.format(count=len(against), apart=sum(low > 0 for low in against)) if against else NO_CONTROLS
+    steered = sweeps["sycophancy"]
+    moved = [
+        steered.picked("weights", name, change=True).value for name in ("agrees with true claims", "sycophancy rate")
+    ]
+    # Judgement would move the two apart; the study's own findings tell by how much.
+    alike = moved[1] != 0 and moved[0] / moved[1] > _ALIKE
     return _HEAD.format(
+        reading=(AGREEMENT if alike else "") + controls,
         trained=4 * len(amounts.seeds),
         runs=len(amounts.seeds) * (len(amounts.bad_shares) + 2),
         seeds=len(amounts.seeds),

@@ -28,7 +28,7 @@ class Cell:
 
     Attributes:
         value: mean of the seeds' values; NaN where there are none.
-        low: the lowest lower end of the seeds' 95 % bootstrap intervals over items.
+        low: the lowest lower end of the seeds' 95 % intervals over items.
         high: the highest upper end.
         seeds: how many.
     """
@@ -110,6 +110,15 @@ class SweepOverSeeds:
             figure = _figure(one, method, pick, "test", one["target"])
             found.append(figure["change"]["value"] if figure else None)
         return found
+
+    def against_random(self) -> list[float]:
+        """The lower ends of differences between methods and random directions at equal cost; none of runs without them."""
+        return [
+            found["difference"]["low"]
+            for one in self._sweeps
+            for found in one.get("comparisons", [])
+            if found["other"].startswith(f"{found['method']}, random ") and found["difference"]["low"] is not None
+        ]
 
     def layers(self, method: str) -> list[int]:
         """The layer that each seed chose."""
