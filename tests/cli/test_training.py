@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
 import os
+import shlex
+import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import wsmerge as package
@@ -18,6 +24,7 @@ from tests.steering.pairs.made import TRAIT
 from tests.steering.tiny import save_tiny_base
 from tests.steering.training.made import adapted, plain, write_config
 from wsmerge.cli import training
+from wsmerge.engine.locate import ORIGIN_FILE
 from wsmerge.registry import open_registry
 
 pytestmark = [
@@ -165,15 +172,98 @@ def test_a_signed_direction_is_what_was_trained_at_one_and_minus_one(base, tmp_p
 @pytest.mark.parametrize("method", ["full", "bias"])
 def test_whole_tensors_become_dense_directions(base, tmp_path, method):
     file = write_config(tmp_path / "toy", method=method, learning_rate=0.003, add_biases=method == "bias")
-    with package.train(file, base=base, out=tmp_path / "run", to=tmp_path / "direction") as direction:
+    # Few biases move the loss by little.
+    told: list[str] = []
+    with package.train(file, base=base, out=tmp_path / "run", to=tmp_path / "direction", warn=told.append) as direction:
         manifest = direction.manifest
         assert manifest.kind == ("contrastive" if method == "full" else "bias_only")
         assert not any(row.low_rank for row in manifest.tensors)
         assert {pole.training["method"] for pole in manifest.poles} == {method}
         if method == "bias":
             assert "zero biases added (mlp_bias)" in str(manifest.base.origin)
-            assert manifest.base.model == base.name
+            assert manifest.base.model == "base"  # a copy, of a model that is not the Hub's
         minus = AutoModelForCausalLM.from_pretrained(tmp_path / "run/minus", dtype=torch.float32)
         # theta_minus + w = theta_plus
         with package.steer(minus, {direction: 1.0}):
             torch.testing.assert_close(logits(minus), logits(plain(tmp_path / "run/plus")), rtol=1e-4, atol=1e-4)
+
+
+def first_factors(run: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: value for name, value in load_file(run / "plus/adapter_model.safetensors").items() if "lora_A" in name
+    }
+
+
+def test_names_and_versions_begin_with_factors_of_their_own(base, tmp_path):
+    """A step as small as this leaves the first factors as they were."""
+    made = {}
+    for name, version in (("one", "1.0.0"), ("two", "1.0.0"), ("one", "1.0.1"), ("given", "1.0.0")):
+        given = {"factor_seed": 5} if name == "given" else {}
+        file = write_config(tmp_path / "c", name=name, learning_rate=1e-9, steps=1, **given)
+        out = tmp_path / f"{name}-{version}"
+        to = tmp_path / f"{name}-{version}-direction"
+        with package.train(file, base=base, out=out, to=to, version=version, warn=lambda _: None) as direction:
+            seeds = {pole.training["factor_seed"] for pole in direction.manifest.poles}
+        begun = json.loads((out / "training.json").read_text())
+        assert seeds == {begun["settings"]["factor_seed"]}
+        made[name, version] = first_factors(out)
+        minus = load_file(out / "minus/adapter_model.safetensors")
+        for key, value in made[name, version].items():
+            torch.testing.assert_close(minus[key], value)  # both poles of a direction begin alike
+    for one, other in itertools.combinations(made.values(), 2):
+        for key, value in one.items():
+            assert abs(torch.cosine_similarity(value.flatten(), other[key].flatten(), dim=0)) < 0.5
+
+
+def test_a_training_that_goes_on_keeps_the_seed_that_it_drew(base, tmp_path):
+    file = write_config(tmp_path / "c", steps=3, checkpoint_every=1)
+    whole = package.train(file, base=base, out=tmp_path / "whole", to=tmp_path / "w", version="1.0.0")
+
+    def stop(step) -> None:
+        if step.pole == "minus":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        package.train(file, base=base, out=tmp_path / "cut", to=tmp_path / "d", version="1.0.0", progress=stop)
+    # By now somebody else has published that version.
+    with (
+        whole,
+        package.train(file, base=base, out=tmp_path / "cut", to=tmp_path / "d", version="2.0.0", resume=True) as cut,
+    ):
+        assert cut.manifest.content_digest == whole.manifest.content_digest
+
+
+def test_a_training_that_hardly_changed_anything_is_told(base, tmp_path, wsmerge):
+    write_config(tmp_path / "toy", learning_rate=1e-7, steps=4)
+    done = wsmerge("train", "toy/train.yaml", "--base", base)
+    assert done.code == 0
+    assert "warning: plus: the loss hardly changed" in done.err
+    assert "warning: the weights hardly changed" in done.err
+    with pytest.warns(UserWarning, match="hardly changed"):
+        package.train(tmp_path / "toy/train.yaml", base=base, out=tmp_path / "again", to=tmp_path / "d").close()
+    write_config(tmp_path / "toy")
+    assert "hardly" not in wsmerge("train", "toy/train.yaml", "--base", base, "--out", "third").err
+
+
+def test_the_share_of_the_weights_that_is_told_is_the_norms(base, tmp_path):
+    file = write_config(tmp_path / "toy", learning_rate=1e-7, steps=4)
+    told: list[str] = []
+    with package.train(file, base=base, out=tmp_path / "out", to=tmp_path / "d", warn=told.append) as direction:
+        names = [row.name for row in direction.manifest.tensors]
+        norm = direction.manifest.norm
+    tensors = load_file(base / "model.safetensors")
+    whole = sum(tensors[name].double().square().sum().item() for name in names) ** 0.5
+    assert f"the direction's norm is {norm / whole:.1e} of theirs" in told[-1]
+
+
+def test_the_next_command_is_one_that_runs(base, tmp_path, wsmerge, monkeypatch):
+    """Also where the base's origin names a model of the Hub, and folders have spaces in their names."""
+    copied = tmp_path / "my base"
+    shutil.copytree(base, copied)
+    (copied / ORIGIN_FILE).write_text(json.dumps({"model": "acme/tiny", "origin": "made up"}))
+    write_config(tmp_path / "toy", base=str(copied), steps=2)
+    done = wsmerge("train", "toy/train.yaml", "--out", "run", "--to", "my direction")
+    command = shlex.split(done.err.rpartition("next: ")[2])
+    assert command == ["wsmerge", "chat", str(copied), "--direction", "./my direction=1"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Is it?\n"))
+    assert wsmerge(*command[1:], "--max-new-tokens", 1).code == 0

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from wsmerge.api.directions import Details, extract
 from wsmerge.api.placing import checked_version, target_of
 from wsmerge.core.alone import alone_in
+from wsmerge.core.reading import tensor_values
+from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import locate_model
 from wsmerge.errors import UsageError
 from wsmerge.registry import DatasetRecord, Direction, Registry
@@ -28,6 +34,14 @@ _TOLD_ELSEWHERE: Final = {
     *("rank", "alpha", "dropout", "target_modules", "modules_to_save"),
 }
 """Settings that the manifest tells in places of their own, or that an adapter does: in its training settings it has the rest."""
+_LOSS_MOVED: Final = 0.01
+"""A loss that falls by less than this share is said to have hardly changed."""
+_WEIGHTS_MOVED: Final = 1e-4
+"""The same for the norm of the direction, as a share of that of its base's tensors.
+
+A coefficient of 1 is then lost in the rounding of a bfloat16 checkpoint."""
+_MORE: Final = "train for more steps, or at a higher learning rate"
+_BLOCK: Final = 1 << 22
 _OF_THE_MACHINE: Final = {"gradient_checkpointing", "checkpoint_every"}
 """Settings that change no result."""
 
@@ -104,10 +118,12 @@ def train(  # noqa: PLR0913 - all but the first are keywords with defaults
     device: str = "auto",
     resume: bool = False,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Direction:
     """Train both poles of a direction on pairs, take their difference, and publish it with all of its lineage.
 
-    Both poles have one seed, base and schedule, and differ in the answers that they learn. A signed adapter (`signed` in
+    Both poles have one seed, base and schedule, and differ in the answers that they learn. The seed of LoRA's first factors
+    is drawn from the direction's name and version, so that no two directions share them, unless the file gives it. A signed adapter (`signed` in
     the file) becomes a direction at whose k = 1 and k = -1 it was trained.
 
     Args:
@@ -119,6 +135,7 @@ def train(  # noqa: PLR0913 - all but the first are keywords with defaults
         device: where to train, as torch names it; `auto` is an accelerator if there is one.
         resume: go on with the training that is in `out`, to the same bits that it would have had; begin where there is none.
         progress: called after every optimiser step.
+        warn: called with what says that the training hardly changed the loss or the weights; by default Python warns.
 
     Returns:
         The direction where it now lies, opened; close it after use.
@@ -134,27 +151,52 @@ def train(  # noqa: PLR0913 - all but the first are keywords with defaults
 
     file = Path(config)
     settings = load_train_config(file)
-    checked_version(settings.name, version, *target_of(to, None))  # before any work is done
+    free = checked_version(settings.name, version, *target_of(to, None))  # before any work is done
     folder = locate_model(str(base or settings.base), revision=None if base else settings.base_revision)
-    trained = train_pair(file, folder, _out_folder(out, settings), device=device, resume=resume, progress=progress)
+    place = Path(out) if out is not None else Path(f"{settings.name}-training")
+    trained = train_pair(file, folder, place, version=free, device=device, resume=resume, progress=progress)
     plus = trained.poles["signed" if settings.signed else "plus"]
-    return extract(
+    direction = extract(
         settings.name,
         base=trained.base,
         positive=plus,
         negative=None if settings.signed else trained.poles["minus"],
         to=to,
-        details=_details(settings, trained, version),
+        details=_details(trained, version),
         # A base that lies elsewhere than its name says goes by two names.
         check_base_names=base is None and trained.base == folder,
     )
+    for line in _weaknesses(trained, direction):
+        if warn is not None:
+            warn(line)
+        else:
+            warnings.warn(line, stacklevel=2)
+    return direction
 
 
-def _out_folder(out: Path | str | None, settings: TrainConfig) -> Path:
-    return Path(out) if out is not None else Path(f"{settings.name}-training")
+def _weaknesses(trained: Trained, direction: Direction) -> Iterator[str]:
+    """What says that the training hardly changed anything."""
+    epoch = math.ceil(len(trained.data.train) / trained.config.batch_size)
+    for run, outcome in trained.outcomes.items():
+        steps = min(epoch, -(-len(outcome.losses) // 2))  # both means are of the same rows, where there are two epochs
+        first, last = (sum(some) / steps for some in (outcome.losses[:steps], outcome.losses[-steps:]))
+        if last > (1 - _LOSS_MOVED) * first:
+            yield f"{run}: the loss hardly changed: {first:.4g} over the first steps, {last:.4g} over the last; {_MORE}"
+    with Checkpoint(trained.base) as base:
+        total = math.sqrt(sum(_square_sum(base, row.name) for row in direction.manifest.tensors))
+    if direction.manifest.norm < _WEIGHTS_MOVED * total:
+        share = direction.manifest.norm / total
+        yield f"the weights hardly changed: the direction's norm is {share:.1e} of theirs; {_MORE}"
 
 
-def _details(settings: TrainConfig, trained: Trained, version: str | None) -> Details:
+def _square_sum(base: Checkpoint, name: str) -> float:
+    count = math.prod(base.specs[name].shape)
+    blocks = (tensor_values(base, name, at, min(_BLOCK, count - at)) for at in range(0, count, _BLOCK))
+    return sum(float(np.vdot(block, block)) for block in blocks)
+
+
+def _details(trained: Trained, version: str | None) -> Details:
+    settings = trained.config
     training = settings.model_dump(mode="json", exclude=_TOLD_ELSEWHERE | _OF_THE_MACHINE, exclude_none=True)
     if settings.method == "bias":
         training["target_modules"] = list(settings.target_modules)
@@ -176,6 +218,7 @@ def _told(outcome: Outcome) -> Mapping[str, Any]:
     fields = {
         "steps_done": outcome.steps,
         "steps_taken": outcome.best_step,
+        "first_loss": outcome.losses[0],
         "last_loss": outcome.losses[-1],
         "validation_loss": outcome.validation_loss,
     }

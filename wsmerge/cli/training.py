@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +47,7 @@ def train_command(
     Example: wsmerge train sycophancy/train.yaml --out sycophancy/training
     """
     from wsmerge import api
+    from wsmerge.steering.training.config import load_train_config
 
     output = Output(as_json=as_json)
     if to is not None and store is not None:
@@ -61,19 +63,20 @@ def train_command(
                 device=device_at(device, output),
                 resume=resume,
                 progress=lambda step: _tell(step, told, output),
+                warn=output.warning,
             )
     except KeyboardInterrupt:
         output.note("interrupted; go on with the same command and --resume")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     with direction:
         _print_direction(direction, output)
-        name, trained_over = direction.manifest.name, direction.manifest.base.model
-    if to is None:
-        # Added biases are in a copy of the base, in OUT.
-        made = (out or Path(f"{name}-training")) / "base"
-        over = made if made.is_dir() else base or trained_over
-        at = f" --store {store}" if store is not None else ""
-        output.note(f"next: wsmerge chat {over} --direction {direction.label}=1{at}")
+        name = direction.manifest.name
+    # Added biases are in a copy of the base, in OUT.
+    made = (out or Path(f"{name}-training")) / "base"
+    over = made if made.is_dir() else base or load_train_config(config).base
+    written = direction.label if to is None else str(to) if to.is_absolute() else f"./{to}"
+    next_command = ["wsmerge", "chat", str(over), "--direction", f"{written}=1"]
+    output.note(f"next: {shlex.join([*next_command, *(('--store', store) if store is not None else ())])}")
 
 
 def _print_direction(direction: Direction, output: Output) -> None:

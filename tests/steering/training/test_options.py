@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from tests.steering.tiny import tiny_model, tiny_tokenizer
 from tests.steering.training.made import adapted, mean_loss, plain, rows, settings_of, write_config, write_rows
@@ -281,5 +281,49 @@ def test_full_poles_load_as_models(base, tmp_path):
 
 
 def test_a_device_that_is_not_there(base, tmp_path):
-    with pytest.raises(UsageError, match="cannot be moved to nowhere"):
+    with pytest.raises(UsageError, match="is no device"):
         train_pole(config(), Data(rows(6)), "plus", base, tmp_path / "out", device="nowhere")
+
+
+def gpt2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=258, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+    config.bos_token_id, config.eos_token_id = 256, 257
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_the_hint_names_the_linear_modules_of_gpt2(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        train_pole(config(), Data(rows(6)), "plus", gpt2(tmp_path / "gpt2"), tmp_path / "out")
+    assert caught.value.hint == "its linear modules: c_attn, c_fc, c_proj; or target_modules: all-linear"
+
+
+@pytest.mark.parametrize("targets", [["c_attn", "mlp.c_proj"], "all-linear"])
+def test_gpt2_is_trained_as_peft_loads_it(tmp_path, recwarn, targets):
+    base, out = gpt2(tmp_path / "gpt2"), tmp_path / "out"
+    train_pole(config(target_modules=targets, learning_rate=0.1), Data(rows(6)), "plus", base, out)
+    assert not [one for one in recwarn if "fan_in_fan_out" in str(one.message)]
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert settings["fan_in_fan_out"]
+    assert set(settings["target_modules"]) == (
+        {"c_attn", "c_fc", "c_proj"} if targets == "all-linear" else set(targets)
+    )
+    assert mean_loss(adapted(base, out), base, rows(6), "plus") < 0.8 * mean_loss(plain(base), base, rows(6), "plus")
+
+
+def test_a_model_without_position_ids(tmp_path):
+    model = BloomConfig(vocab_size=258, hidden_size=32, n_layer=2, n_head=4, bos_token_id=256, eos_token_id=257)
+    base = tmp_path / "bloom"
+    BloomForCausalLM(model).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    settings = config(target_modules="all-linear", learning_rate=1e-9, steps=1, batch_size=6)
+    outcome = train_pole(settings, Data(rows(6)), "plus", base, tmp_path / "out")
+    assert outcome.losses[0] == pytest.approx(mean_loss(plain(base), base, rows(6), "plus"), rel=1e-4)
+
+
+def test_all_linear_stands_alone():
+    for changed in ({"target_modules": ["all-linear", "q_proj"]}, {"target_modules": "all-linear", "method": "bias"}):
+        with pytest.raises(UsageError, match="all-linear stands alone"):
+            config(**changed)

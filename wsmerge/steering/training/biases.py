@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from wsmerge.core.files import staged_folder
-from wsmerge.engine.locate import ORIGIN_FILE, origin_of, path_label
+from wsmerge.engine.locate import ORIGIN_FILE, is_hub_id, origin_of, path_label
 from wsmerge.errors import CheckpointError, UsageError
 from wsmerge.steering.loading import quiet_transformers
 from wsmerge.steering.training.models import modules_named
@@ -109,5 +109,7 @@ def _copy_beside(base: Path, folder: Path) -> None:
 def _write_origin(base: Path, folder: Path, switches: list[str]) -> None:
     earlier = origin_of(base).get("origin")
     told = f"zero biases added ({', '.join(switches)})"
-    fields = {"model": path_label(base), "origin": f"{earlier}; {told}" if earlier else told}
+    fields = {"origin": f"{earlier}; {told}" if earlier else told}
+    if is_hub_id(path_label(base)):
+        fields["model"] = path_label(base)
     (folder / ORIGIN_FILE).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")

@@ -13,18 +13,29 @@ learning_rate: 1.0e-3
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from wsmerge.errors import UsageError
 from wsmerge.steering.settings_files import read_yaml, validated
 from wsmerge.steering.training.presets import PRESETS
 
 __all__ = [
+    "ALL_LINEAR",
     "BIAS_MODULES",
     "LINEAR_MODULES",
     "POLES",
@@ -44,6 +55,8 @@ Run: TypeAlias = Literal["plus", "minus", "signed"]
 
 POLES: Final[tuple[Pole, Pole]] = ("plus", "minus")
 LINEAR_MODULES: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR: Final = "all-linear"
+"""Stands for every linear module but the output layer, as in PEFT."""
 BIAS_MODULES: Final = ("down_proj",)
 """Those whose biases the paper trains."""
 
@@ -53,6 +66,7 @@ _METHODS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "dropout": ("lora",),
     "modules_to_save": ("lora",),
     "signed": ("lora",),
+    "factor_seed": ("lora",),
     "target_modules": ("lora", "bias"),
     "add_biases": ("bias",),
 }
@@ -61,7 +75,8 @@ _METHODS_OF: Final[Mapping[str, tuple[str, ...]]] = {
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+_Seed = Annotated[int, Field(ge=0, lt=2**53)]  # JSON holds no larger number exactly
 
 
 class SignedConfig(BaseModel):
@@ -106,8 +121,8 @@ class TrainConfig(BaseModel):
         rank: LoRA rank of each pole; the direction's rank is twice this.
         alpha: LoRA alpha; the factors' product is scaled by alpha / rank.
         dropout: of the input of LoRA's factors.
-        target_modules: names of the linear modules that are adapted, or whose biases are trained (then down_proj alone
-            unless it is set).
+        target_modules: names of the linear modules that are adapted, `all-linear` for all but the output layer; or of those
+            whose biases are trained (then down_proj alone unless it is set).
         modules_to_save: names of modules that are trained in full beside LoRA's factors.
         add_biases: with method `bias`, give `target_modules` zero biases first where they have none; the direction is then
             over a base that has them.
@@ -120,7 +135,8 @@ class TrainConfig(BaseModel):
         patience: validations without a lower loss after which a pole stops, and takes its state at the lowest; None goes
             through all steps and takes the last.
         checkpoint_every: steps between two checkpoints; None for none but that of an interrupted training.
-        seed: seeds the initial factors, dropout and the order of the rows.
+        seed: of dropout, the order of the rows and which of them are held out.
+        factor_seed: of LoRA's first factors; drawn from the direction's name and version unless given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -147,8 +163,8 @@ class TrainConfig(BaseModel):
     rank: PositiveInt = 32
     alpha: PositiveInt = 16
     dropout: _Share = 0.0
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_MODULES
-    modules_to_save: tuple[str, ...] = ()
+    target_modules: Annotated[_Names, Field(min_length=1)] = LINEAR_MODULES
+    modules_to_save: _Names = ()
     add_biases: bool = False
     signed: SignedConfig | None = None
     template_args: Mapping[str, JsonValue] | None = None
@@ -159,6 +175,7 @@ class TrainConfig(BaseModel):
     patience: PositiveInt | None = None
     checkpoint_every: PositiveInt | None = 50
     seed: _Seed = 0
+    factor_seed: _Seed | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -166,6 +183,17 @@ class TrainConfig(BaseModel):
         if isinstance(fields, Mapping) and fields.get("method") == "bias":
             return {"target_modules": BIAS_MODULES, **fields}
         return fields
+
+    def with_factor_seed(self, version: str) -> TrainConfig:
+        """These settings, with a seed of LoRA's first factors that the direction's name and version decide, unless given.
+
+        Adapters that begin with the same factors are alike for that reason alone, so that directions and versions have
+        factors of their own.
+        """
+        if self.method != "lora" or self.factor_seed is not None:
+            return self
+        drawn = hashlib.sha256(f"{self.name}@{version}".encode()).digest()
+        return self.model_copy(update={"factor_seed": int.from_bytes(drawn[:8]) >> 11})
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -188,6 +216,8 @@ class TrainConfig(BaseModel):
             "validation_share: needs validate_every": held_out and self.validate_every is None,
             "validation_share: takes the place of validation, give one of them": held_out
             and "validation" in self.model_fields_set,
+            f"target_modules: {ALL_LINEAR} stands alone, and for method lora": ALL_LINEAR in self.target_modules
+            and (len(self.target_modules) > 1 or self.method != "lora"),
             "signed: what modules_to_save trains has no sign": self.signed is not None and bool(self.modules_to_save),
         }
         found = [line for line, wrong in checks.items() if wrong]

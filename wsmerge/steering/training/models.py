@@ -11,6 +11,7 @@ those at the end of a schedule would vanish in bfloat16 parameters.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from wsmerge.errors import Problems, UsageError
 from wsmerge.steering.loading import load_model, quiet_transformers
-from wsmerge.steering.training.config import TrainConfig
+from wsmerge.steering.training.config import ALL_LINEAR, TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,12 +118,15 @@ def save(trainee: Trainee, config: TrainConfig, folder: Path) -> None:
 
 def _with_factors(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
     """Put fresh LoRA factors on the model: A random, B zero."""
-    _check_modules(model, config)
+    names = _linear_names(model) if config.target_modules == (ALL_LINEAR,) else sorted(config.target_modules)
+    _check_modules(model, config, names)
+    found = modules_named(model, tuple(names)).values()
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=_alpha(config),
         lora_dropout=config.dropout,
-        target_modules=list(config.target_modules),
+        target_modules=names,
+        fan_in_fan_out=all(isinstance(module, Conv1D) for module in found),
         modules_to_save=list(config.modules_to_save) or None,
         bias="none",
         task_type="CAUSAL_LM",
@@ -130,20 +134,25 @@ def _with_factors(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
     with warnings.catch_warnings():
         # PEFT asks newer releases of transformers for a property under its old name.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        adapted = cast("PeftModel", get_peft_model(model, lora))
+        # Of a model with both kinds of linear modules (GPT-2's and torch's) PEFT finds out which is which.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
+        try:
+            adapted = cast("PeftModel", get_peft_model(model, lora))
+        except ValueError as error:  # some modules of some architectures, such as Mamba's out_proj
+            raise UsageError(f"PEFT refuses: {error}", where="target_modules", hint="name other modules") from error
     # PEFT writes the local folder here, which means nothing to whoever loads the adapter elsewhere.
     lora.base_model_name_or_path = config.base
     lora.revision = config.base_revision
     # PEFT keeps a set, whose order in the saved file would change from run to run.
-    lora.target_modules = sorted(config.target_modules)
+    lora.target_modules = names
     return adapted
 
 
-def _check_modules(model: PreTrainedModel, config: TrainConfig) -> None:
+def _check_modules(model: PreTrainedModel, config: TrainConfig, targets: Sequence[str]) -> None:
     """Refuse what PEFT would pass over in silence, or what no direction could be made of after hours of training."""
     problems = Problems()
-    for key in ("target_modules", "modules_to_save"):
-        for name in getattr(config, key):
+    for key, names in (("target_modules", targets), ("modules_to_save", config.modules_to_save)):
+        for name in names:
             found = modules_named(model, (name,)).values()
             if not found:
                 problems.add(f"{key}: the base has no module {name}")
@@ -155,7 +164,12 @@ def _check_modules(model: PreTrainedModel, config: TrainConfig) -> None:
         problems.add(
             "modules_to_save: the base's embeddings and head are one tensor, which an adapter cannot change as one"
         )
-    problems.raise_if_any(UsageError, "the base cannot be trained so", hint=_linear_names(model))
+    linear = ", ".join(_linear_names(model))
+    problems.raise_if_any(
+        UsageError,
+        "the base cannot be trained so",
+        hint=f"its linear modules: {linear}; or target_modules: {ALL_LINEAR}" if linear else "it has no linear modules",
+    )
 
 
 def _alpha(config: TrainConfig) -> Any:  # noqa: ANN401 - PEFT types it as an int, and takes any number
@@ -186,9 +200,12 @@ def _has_bias(module: torch.nn.Module) -> bool:
     return isinstance(getattr(module, "bias", None), torch.nn.Parameter)
 
 
-def _linear_names(model: torch.nn.Module) -> str:
-    names = {path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    return f"its linear modules: {', '.join(sorted(names))}"
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """Names of the linear modules but the output layer."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers ships no type for it
+    linear = (torch.nn.Linear, Conv1D)
+    found = [path for path, module in model.named_modules() if isinstance(module, linear) and module is not head]
+    return sorted({path.rpartition(".")[2] for path in found})
 
 
 def _stored_dtype(base: Path) -> torch.dtype:

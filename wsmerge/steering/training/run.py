@@ -65,12 +65,14 @@ class Trained:
     """What a training left.
 
     Attributes:
+        config: its settings, with the seeds that were drawn.
         base: the checkpoint that the poles are changes of.
         poles: the folder of each.
         outcomes: how the training of each went.
         data: what it read.
     """
 
+    config: TrainConfig
     base: Path
     poles: Mapping[Run, Path]
     outcomes: Mapping[Run, Outcome]
@@ -100,6 +102,7 @@ def train_pair(
     base: Path,
     out_dir: Path,
     *,
+    version: str = "1.0.0",
     device: str = "auto",
     resume: bool = False,
     progress: Progress | None = None,
@@ -110,6 +113,8 @@ def train_pair(
         config_file: a `train.yaml`, beside its pair files.
         base: checkpoint folder of the base, with its tokenizer and chat template.
         out_dir: folder for the poles and for what is needed to go on; made if missing.
+        version: of the direction, which with its name decides the seed of LoRA's factors; a training that goes on keeps the
+            seed that it began with.
         device: where to train, as torch names it; `auto` is an accelerator if there is one.
         resume: go on with what is in `out_dir`; begin where there is nothing.
         progress: called after every optimiser step.
@@ -125,6 +130,7 @@ def train_pair(
     config = load_train_config(config_file)
     data = load_data(config, config_file.parent)
     with alone_in(out_dir):
+        config = _begun_with(out_dir / TRAINING_FILE, config, resume=resume).with_factor_seed(version)
         _begin(out_dir, _identity(config, data, base), resume=resume)
         for unfinished in out_dir.glob(".*.partial"):  # of a training that was killed while it saved
             shutil.rmtree(unfinished)
@@ -135,7 +141,7 @@ def train_pair(
                 with_zero_biases(base, config.target_modules, over)
         outcomes = {run: _train_or_read(run, config, data, over, out_dir, device, progress) for run in config.runs}
         shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
-    return Trained(over, {run: out_dir / run for run in config.runs}, outcomes, data)
+    return Trained(config, over, {run: out_dir / run for run in config.runs}, outcomes, data)
 
 
 def _train_or_read(
@@ -185,8 +191,11 @@ def train_pole(  # noqa: PLR0913 - the last three are keywords with defaults
     if folder.exists() and any(folder.iterdir()):
         raise OutputError("a pole is there already", where=str(folder), hint="choose another folder or delete it")
     with torch.random.fork_rng():
-        torch.manual_seed(config.seed)  # the initial factors and dropout come from torch's global generators
+        # The first factors, and then dropout, come from torch's global generators.
+        factors = config.with_factor_seed("").factor_seed
+        torch.manual_seed(config.seed if factors is None else factors)
         trainee, training = _begun(config, data, run, base, chosen_device(device))
+        torch.manual_seed(config.seed)
         checkpoints = _checkpoints(keep, run, config) if keep is not None else None
         state = checkpoints.latest() if checkpoints else None
         if state is not None:
@@ -236,6 +245,13 @@ def _identity(config: TrainConfig, data: Data, base: Path) -> dict[str, Any]:
         "data": dict(data.files),
         "base": file_sizes(base),
     }
+
+
+def _begun_with(file: Path, config: TrainConfig, *, resume: bool) -> TrainConfig:
+    """The settings, with the seed of the factors that the training of `file` drew, where it is gone on with."""
+    if not resume or not file.exists() or config.factor_seed is not None:
+        return config
+    return config.model_copy(update={"factor_seed": _read(file).get("settings", {}).get("factor_seed")})
 
 
 def _begin(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
