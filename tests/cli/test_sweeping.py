@@ -114,6 +114,25 @@ def test_a_bad_sweep_file_is_a_usage_error(lab, wsmerge):
     assert not (lab / "bad").exists()
 
 
+def test_code_that_a_sweep_file_asks_for_has_to_be_allowed(lab, wsmerge, monkeypatch):
+    monkeypatch.chdir(lab)
+    (lab / "scores.py").write_text("def long(prompt, answer):\n    return len(answer)\n")
+    answers = {**FILES, "score": {"function": "scores:long"}, "max_new_tokens": 3}
+    fields = {
+        "base": "base",
+        "methods": [{"system_prompt": {"plus": "a", "minus": "b"}}],
+        "measures": {"long": {"role": "behaviour", "answers": answers}},
+    }
+    (lab / "own.yaml").write_text(json.dumps(fields))
+    done = wsmerge("sweep", lab / "own.yaml")
+    assert done.code == 2
+    assert "--allow-code scores" in done.err
+    assert not (lab / "own").exists()
+    done = wsmerge("sweep", lab / "own.yaml", "--allow-code", "scores")
+    assert done.code == 0, done.err
+    assert "long cut" in done.out
+
+
 def test_help_of_both_loads_nothing_heavy():
     code = (
         "import sys\nfrom wsmerge.cli import main\n"

@@ -80,6 +80,31 @@ def test_from_a_trait_to_a_direction(base, tmp_path, wsmerge):
     assert manifest.poles[0].training["last_loss"] != manifest.poles[1].training["last_loss"]
 
 
+def test_code_and_keys_that_a_trait_file_asks_for_have_to_be_allowed(base, tmp_path, wsmerge, monkeypatch):
+    (tmp_path / "mine.py").write_text("def judge(question, answer):\n    return 100 * ('one' in question)\n")
+    ask = ("pairs", "trait.yaml", "--out", "made", "--model", base)
+    filters = {**TRAIT["filters"], "duplicates": False}
+    judge = {"function": "mine:judge", "plus_least": 0, "minus_most": 100}
+    (tmp_path / "trait.yaml").write_text(yaml.safe_dump({**TRAIT, "filters": filters, "judge": judge}))
+    done = wsmerge(*ask)
+    assert done.code == 2
+    assert "--allow-code mine" in done.err
+    assert not list((tmp_path / "made").glob("*"))
+    done = wsmerge(*ask, "--allow-code", "mine")
+    assert done.code == 0, done.err
+    assert "answers were cut at generation.max_new_tokens = 8, and kept" in " ".join(done.err.split())
+    assert "sampled at temperature 1" in done.err
+
+    monkeypatch.setenv("MINE", "secret")
+    judge = {"base_url": "http://127.0.0.1:9/v1", "model": "j", "key_env": "MINE", "retries": 0}
+    (tmp_path / "trait.yaml").write_text(yaml.safe_dump({**TRAIT, "judge": judge}))
+    done = wsmerge(*ask)
+    assert done.code == 2
+    assert "--key-env MINE" in done.err
+    done = wsmerge(*ask, "--key-env", "MINE")
+    assert "cannot be reached" in done.err
+
+
 def test_pairs_are_checked_line_by_line(tmp_path, wsmerge):
     row = {"id": "a", "domain": "d", "template": "t", "prompt": "p", "plus": "x", "minus": "y"}
     bad = [json.dumps({**row, "id": str(n), "plus": ""}) for n in range(20)]
