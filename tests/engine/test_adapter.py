@@ -9,14 +9,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 
 from tests import peft_adapters
 from tests.builders import llama_config, llama_shapes, make_adapter, make_checkpoint, random_tensors, write_tensor_file
+from tests.engine.test_names import built
 from tests.oracles import deltas as oracle
-from tests.peft_adapters import ALL_LINEAR, adapted_logits, load, merged_deltas, save_adapter, save_gpt2, save_llama
+from tests.peft_adapters import (
+    ALL_LINEAR,
+    adapted_logits,
+    load,
+    merged_deltas,
+    quietly,
+    save_adapter,
+    save_gpt2,
+    save_llama,
+)
 from wsmerge.core.dtypes import BF16, F32, dtype_named, from_float32
 from wsmerge.core.reading import tensor_values
 from wsmerge.core.tensor_file import TensorFile
@@ -335,3 +345,48 @@ def test_two_adapters_in_one_file_are_refused(llama, tmp_path):
     with Checkpoint(llama) as base, pytest.raises(AdapterError) as caught:
         Adapter(adapter, base)
     assert any("is the same factor" in line for line in caught.value.details)
+
+
+def test_copies_of_an_extended_vocabulary_with_and_without_what_peft_puts_into_their_keys(tmp_path, llama):
+    extended = load(llama)
+    quietly(extended.resize_token_embeddings, 44)
+    extended.save_pretrained(tmp_path / "extended")
+    # PEFT saves each copy three times where the vocabulary was resized.
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    model = load(llama)
+    quietly(model.resize_token_embeddings, 44)
+    config.base_model_name_or_path = str(llama)
+    trained = quietly(get_peft_model, model, config)
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter.data, std=0.05)
+    quietly(trained.save_pretrained, tmp_path / "adapter")
+    keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert any(".modules_to_save." in key for key in keys)
+    assert any(".original_module." in key for key in keys)
+    assert_as_peft_merges(tmp_path / "extended", tmp_path / "adapter")
+    with Checkpoint(llama) as base, pytest.raises(AdapterError) as caught:
+        Adapter(tmp_path / "adapter", base)
+    assert "[44, 16], and lm_head.weight of the base is [40, 16]" in str(caught.value)
+    assert "resize_token_embeddings" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["Qwen2VLForConditionalGeneration", "LlavaForConditionalGeneration"])
+def test_both_towers_of_a_vision_language_model(tmp_path, name):
+    model_class, _, stored = built(name, tmp_path)
+    model = model_class.from_pretrained(tmp_path)
+    targets = ["q_proj", "qkv", "up_proj", "fc1"]
+    adapted = quietly(get_peft_model, model, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    quietly(adapted.save_pretrained, tmp_path / "adapter")
+    merged = quietly(adapted.merge_and_unload)
+    quietly(merged.save_pretrained, tmp_path / "merged")
+    wanted = load_file(tmp_path / "merged" / "model.safetensors")
+    changed = {key for key, value in wanted.items() if not torch.equal(value, stored[key])}
+    assert {key.partition(".layers")[0].partition(".blocks")[0].partition(".encoder")[0] for key in changed} >= (
+        {"model", "visual"} if name.startswith("Qwen") else {"language_model.model", "vision_tower"}
+    )
+    with Checkpoint(tmp_path) as base, Adapter(tmp_path / "adapter", base) as adapter:
+        assert {key for key in stored if adapter.rank(key) is not None} == changed
+        for key in changed:
+            delta = (wanted[key] - stored[key]).numpy()
+            np.testing.assert_allclose(adapter.low_rank(key).dense(), delta, rtol=0, atol=1e-6)

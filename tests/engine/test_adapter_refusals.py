@@ -46,7 +46,6 @@ def refused(base: Path, folder: Path) -> AdapterError:
         ({"arrow_config": {"top_k": 2}}, "routes"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layers that the base does not have"),
         ({"lora_bias": True}, "bias beside"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "stacked parameters"),
         ({"trainable_token_indices": [1, 2]}, "single rows"),
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "olora"}, "changed the base"),

@@ -3,6 +3,7 @@
     linear        delta = s * B @ A            nn.Linear, outputs x inputs
     transposed    delta = (s * B @ A)^T        Conv1D, which stores inputs x outputs (`fan_in_fan_out`)
     embedding     delta = (s * B @ A)^T        nn.Embedding, vocabulary x width
+    experts       delta_e = s * B[:, e] @ A[e] parameters of stacked experts, and their parts where they are stored one by one
 
 Beside factors an adapter may hold whole tensors: `modules_to_save`, trained biases, and copies of the base that PEFT
 writes next to adapted embeddings.
@@ -22,11 +23,12 @@ from wsmerge.core.closing import Closing
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.reading import digest_tensors, has_equal_values, tensor_values
-from wsmerge.engine.adapter_keys import Layout, read_contents
+from wsmerge.engine.adapter_keys import Factors, Layout, Pair, read_contents
 from wsmerge.engine.adapter_tying import Comparison, settle_as_deltas, settle_as_merged
 from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.engine.inputs.recent import Recent
 from wsmerge.engine.locate import path_label
-from wsmerge.engine.lora_settings import LoraSettings, Refusals
+from wsmerge.engine.lora_settings import MERGE_FIRST, LoraSettings, Refusals
 from wsmerge.engine.shards import AnyTensorFile, ModelFiles, file_stamp, read_json_object, tensor_file_stamp
 from wsmerge.errors import AdapterError
 
@@ -66,10 +68,13 @@ class Adapter(Closing):
         self.path = path
         self.commit = commit
         self._file = _open_tensors(path, commit)
+        self._matrices = Recent()
         try:
             problems = Refusals()
             self.settings = LoraSettings(read_json_object(path / ADAPTER_CONFIG_FILE), problems)
             self._contents = read_contents(self._file, self.settings, base, problems)
+            if not for_merging:
+                self._refuse_stacks(problems)
             settle = settle_as_merged if for_merging else settle_as_deltas
             # What is read of tied tensors is not to be trusted where anything is wrong.
             tied = {} if problems else base.tied
@@ -135,9 +140,23 @@ class Adapter(Closing):
             b of shape (rows, rank), a of shape (rank, columns), and s: the delta is s * b @ a.
         """
         factors = self._contents.factors[name]
+        if factors.expert is not None:
+            return *factors.of_expert(*self._stacked(factors), factors.expert), factors.scale
         a, b = self._matrix(factors.key_a), self._matrix(factors.key_b)
         rows, columns = (b, a) if factors.layout == "linear" else (a.T, b.T)
         return rows, columns, factors.scale
+
+    def stack_factors(self, name: str) -> tuple[list[Pair], float] | None:
+        """As `factors`, one pair an expert, for a base tensor that stacks experts; None for any other."""
+        factors = self._contents.factors[name]
+        if not factors.is_stack:
+            return None
+        a, b = self._stacked(factors)
+        return [factors.of_expert(a, b, expert) for expert in range(factors.experts)], factors.scale
+
+    def is_parameter(self, name: str) -> bool:
+        """Whether PEFT merges the factors of base tensor `name` as a parameter: it rounds their product before the sum."""
+        return self._contents.factors[name].is_parameter
 
     def stored_whole(self, name: str) -> tuple[AnyTensorFile, str] | None:
         """File and key of base tensor `name` where the adapter replaces it as a whole, None where it does not."""
@@ -155,6 +174,17 @@ class Adapter(Closing):
     def _matrix(self, key: str) -> NDArray[np.float64]:
         spec = self._file.specs[key]
         return tensor_values(self._file, key, 0, spec.numel).reshape(spec.shape)
+
+    def _refuse_stacks(self, problems: Refusals) -> None:
+        for name, factors in self._contents.factors.items():
+            if factors.is_stack:
+                told = "its factors are of stacked experts, and a delta has two factors"
+                problems.add(f"{factors.key_a}: {name} holds {factors.experts} matrices; {told}", MERGE_FIRST)
+
+    def _stacked(self, factors: Factors) -> Pair:
+        """A and B of all experts, held for the next one."""
+        a = self._matrices.get(factors.key_a, lambda: self._matrix(factors.key_a))
+        return a, self._matrices.get(factors.key_b, lambda: self._matrix(factors.key_b))
 
     def _has_same_whole(self, one: str, other: str) -> bool:
         first, second = self._contents.whole.get(one), self._contents.whole.get(other)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wsmerge.core.reading import has_equal_values
 from wsmerge.core.tensors import TensorSpec
+from wsmerge.engine.architecture.weights import Weight
 from wsmerge.engine.checkpoint import Checkpoint
-from wsmerge.engine.lora_settings import MEND_SETTINGS, MERGE_FIRST, LoraSettings, Refusals
+from wsmerge.engine.inputs.converted import ConversionCache, find_conversion
+from wsmerge.engine.lora_settings import MEND_SETTINGS, MERGE_FIRST, OTHER_BASE, LoraSettings, Refusals
 from wsmerge.engine.names import CheckpointNames
 from wsmerge.engine.shards import AnyTensorFile
 from wsmerge.errors import AdapterError
@@ -19,6 +25,7 @@ from wsmerge.errors import AdapterError
 __all__ = ["AdapterContents", "Factors", "Layout", "read_contents"]
 
 Layout = Literal["linear", "transposed", "embedding"]
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 # What programs put around names: PEFT, once or twice, torch.compile, FSDP, activation checkpointing.
 _WRAPPERS: Final = re.compile(
@@ -29,7 +36,11 @@ _WRAPPERS: Final = re.compile(
 _FACTOR: Final = re.compile(
     r"^(?P<module>.+)\.lora_(?:(?P<linear>[AB])(?:\.(?P<named>[^.]+))?\.weight|embedding_(?P<embedding>[AB])(?:\.(?P<name>[^.]+))?)$"
 )
-_WHOLE: Final = re.compile(r"\.(?:modules_to_save\.[^.]+|base_layer|original_module)(?=\.)")
+_WHOLE: Final = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|base_layer)(?=\.[^.]+$)")
+_EXTENDED: Final = (
+    "give the base with its vocabulary extended as before training (resize_token_embeddings, save_pretrained)"
+)
+_EXPERT: Final = re.compile(r"\.experts\.\d+\.")
 _REFUSED_PARTS: Final = {
     "lora_magnitude_vector": "DoRA's magnitude, so the change is not linear in the factors",
     "lora_B.bias": "a bias of the factors (lora_bias), which is no part of B @ A",
@@ -42,13 +53,41 @@ _CONV1D_LAYERS: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """The two keys of one adapted module, and how their product becomes the delta."""
+    """The two keys of one adapted module, and how their product becomes the delta.
+
+    Attributes:
+        key_a: of A.
+        key_b: of B.
+        rank: of the delta; of stacked experts, of each.
+        scale: s.
+        layout: which way round.
+        experts: how many experts' factors the two keys hold; 1 for a plain layer.
+        expert: the expert that the base's tensor belongs to; None where it holds all of them, stacked.
+        rows: which rows of that expert's delta the base's tensor has; None for all.
+        is_parameter: whether PEFT merges it as a parameter, and so rounds the delta before the sum.
+    """
 
     key_a: str
     key_b: str
     rank: int
     scale: float
     layout: Layout
+    experts: int = 1
+    expert: int | None = None
+    rows: slice | None = None
+    is_parameter: bool = False
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether the base's tensor has three axes: experts, and those of each expert's matrix."""
+        return self.experts > 1 and self.expert is None
+
+    def of_expert(self, matrix_a: NDArray[np.float64], matrix_b: NDArray[np.float64], expert: int) -> Pair:
+        """Rows and columns, oriented as the base stores it, of one expert's delta."""
+        a = matrix_a.reshape(self.experts, -1, matrix_a.shape[1])[expert]
+        b = matrix_b.reshape(matrix_b.shape[0], -1, self.experts)[:, :, expert]
+        rows, columns = (b, a) if self.layout == "linear" else (a.T, b.T)
+        return (rows if self.rows is None else rows[self.rows]), columns
 
 
 @dataclass(slots=True)
@@ -82,17 +121,24 @@ def read_contents(file: AnyTensorFile, settings: LoraSettings, base: Checkpoint,
             if modules[match["module"]].setdefault(kind, key) != key:
                 problems.add(f"{key}: {modules[match['module']][kind]} is the same factor", MEND_SETTINGS)
         else:
-            reading.add_whole(key, _WHOLE.sub("", name))
+            reading.add_whole(key, name)
     for part, keys in refused.items():
         problems.add(f"{part} in {len(keys)} keys ({keys[0]}): {_REFUSED_PARTS[part]}", MERGE_FIRST)
-    found = {module: reading.find(next(iter(keys.values())), f"{module}.weight") for module, keys in modules.items()}
+    adapted = {module: reading.parameter(module) for module in modules}
+    plain = {module: keys for module, keys in modules.items() if adapted[module] is None}
+    found = {module: reading.find(next(iter(keys.values())), f"{module}.weight") for module, keys in plain.items()}
     try:
-        settings.match(name for module in modules for name in _spellings(module, found[module]))
+        settings.match(name for name in adapted.values() if name)
+        settings.match(name for module in plain for name in _spellings(module, found[module]))
     except AdapterError as error:
         problems.add(error.message, str(error.hint))
         return reading.contents
     for module, keys_by_part in modules.items():
-        reading.add_factors(module, found[module], keys_by_part)
+        parameter = adapted[module]
+        if parameter is None:
+            reading.add_factors(module, found[module], keys_by_part)
+        else:
+            reading.add_parameter(module, parameter, keys_by_part)
     if not (modules or reading.contents.whole or problems):
         problems.add(
             "it changes nothing: no factors, and no tensor that differs from the base's",
@@ -114,18 +160,25 @@ class _Reading:
         self._conv1d = base.config.get("model_type") in _CONV1D_MODELS
 
     def add_whole(self, key: str, name: str) -> None:
-        found = self.find(key, name)
+        if ".original_module." in name:
+            return  # the base's own, which PEFT keeps beside its copy and does not read back
+        found = self.find(key, _WHOLE.sub("", name))
         if found is None:
             return
         spec, stored = self._file.specs[key], self._stored(found)
+        held = self.contents.whole.get(found)
         if spec.shape != stored.shape:
-            self._problems.add(f"{key}: {list(spec.shape)}, and {found} of the base is {list(stored.shape)}")
+            message = f"{key}: {list(spec.shape)}, and {found} of the base is {list(stored.shape)}"
+            longer = len(stored.shape) == 2 and spec.shape[1:] == stored.shape[1:] and spec.shape[0] > stored.shape[0]
+            self._problems.add(message, _EXTENDED if longer else OTHER_BASE)
+        elif held is not None and has_equal_values(self._file, key, self._file, held):
+            pass  # with and without `modules_to_save` in its key
         elif has_equal_values(self._file, key, self._base, stored.name):
             self.contents.copies.add(found)
         elif not (spec.dtype.is_float and stored.dtype.is_float):
             self._problems.add(f"{key}: {spec.dtype} differs from the base's {stored.dtype} and has no delta")
-        elif found in self.contents.whole:
-            self._problems.add(f"{key}: {self.contents.whole[found]} stands for {found} too", MEND_SETTINGS)
+        elif held is not None:
+            self._problems.add(f"{key}: {held} stands for {found} too", MEND_SETTINGS)
         else:
             self.contents.whole[found] = key
 
@@ -144,7 +197,84 @@ class _Reading:
         if found in self.contents.factors:
             self._problems.add(f"{module}: {self.contents.factors[found].key_a} stands for {found} too", MEND_SETTINGS)
         rank = self._file.specs[key_a].shape[0]
-        self.contents.factors[found] = Factors(key_a, key_b, rank, self._settings.scale(*spellings), layout)
+        self.contents.factors[found] = Factors(
+            key_a, key_b, rank, self._settings.scale(*spellings), layout, is_parameter=self._is_one_of_a_stack(found)
+        )
+
+    def parameter(self, module: str) -> str | None:
+        """The parameter in memory that the factors under `module` adapt; None where they adapt the module itself.
+
+        PEFT wraps a module once for each of its parameters that `target_parameters` names, the first one innermost.
+        """
+        owner = re.sub(r"(\.base_layer)+$", "", module)
+        own = self._target_parameters.get(owner, [])
+        depth = (len(module) - len(owner)) // len(".base_layer")
+        return own[-1 - depth] if depth < len(own) else None
+
+    @cached_property
+    def _target_parameters(self) -> Mapping[str, list[str]]:
+        """The parameters in memory that PEFT adapts as such, by their module, in its order."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        if self._settings.has_target_parameters and self._names.loaded is not None:
+            for name, _ in self._names.loaded.model.named_parameters(remove_duplicate=False):
+                if self._settings.is_target_parameter(name):
+                    found[name.rpartition(".")[0]].append(name)
+        return found
+
+    def add_parameter(self, module: str, parameter: str, keys: Mapping[str, str]) -> None:
+        """Note the factors of a parameter: of one matrix, or of experts that are stacked in memory."""
+        loaded = self._names.loaded
+        if loaded is None or sorted(keys) != ["A", "B"]:
+            self._problems.add(f"{module}: not one pair of factors but {', '.join(keys.values())}", MEND_SETTINGS)
+            return
+        a, b = self._file.specs[keys["A"]].shape, self._file.specs[keys["B"]].shape
+        shape = tuple(loaded.model.get_parameter(parameter).shape)
+        owner = loaded.model.get_submodule(parameter.rpartition(".")[0])
+        layout: Layout = "transposed" if len(shape) == 3 and getattr(owner, "is_transposed", False) else "linear"
+        experts = shape[0] if len(shape) == 3 else 1
+        inputs, outputs = (shape[-1], shape[-2]) if layout == "linear" else (shape[-2], shape[-1])
+        rank = self._settings.rank(parameter)
+        if self._settings.ranks_valid and (a, b) != ((experts * rank, inputs), (outputs, experts * rank)):
+            told = f"factors of {list(a)} and {list(b)} at rank {rank}, and {parameter} is {list(shape)} in memory"
+            self._problems.add(f"{module}: {told}", MEND_SETTINGS)
+            return
+        factors = Factors(
+            keys["A"], keys["B"], rank, self._settings.scale(parameter), layout, experts, is_parameter=True
+        )
+        for name, part in self._parts(module, parameter, factors, shape):
+            if name in self.contents.factors:
+                self._problems.add(
+                    f"{module}: {self.contents.factors[name].key_a} stands for {name} too", MEND_SETTINGS
+                )
+            self.contents.factors[name] = part
+
+    def _parts(
+        self, module: str, parameter: str, factors: Factors, shape: tuple[int, ...]
+    ) -> Iterator[tuple[str, Factors]]:
+        """The base's tensors that a parameter is made of, each with its part of the factors."""
+        stored = self._names.loaded.stored(parameter) if self._names.loaded else None
+        if stored is not None and self._base.specs[stored].shape == shape:
+            yield stored, factors
+            return
+        made = find_conversion(self._base, Weight(parameter), ConversionCache())
+        runs = made.rows if made is not None else None
+        if made is None or runs is None or made.spec.shape != shape or len(set(runs.sources)) < len(runs.sources):
+            self._problems.add(
+                f"{module}: {parameter} is stored in parts that are no rows of it, so its factors cannot be divided",
+                MERGE_FIRST,
+            )
+            return
+        width, height = shape[-1] * made.spec.dtype.itemsize, shape[-2]
+        for start, source in zip(runs.starts, runs.sources, strict=True):
+            expert, first = divmod(start // width, height)
+            rows = slice(first, first + self._base.specs[source].shape[0])
+            yield source, replace(factors, expert=expert, rows=None if rows == slice(0, height) else rows)
+
+    def _is_one_of_a_stack(self, name: str) -> bool:
+        """Whether the base's tensor is one expert's, of those that transformers stacks, so that PEFT merges the stack."""
+        if not _EXPERT.search(name) or self._names.loaded is None:
+            return False
+        return self._names.loaded.in_memory(name) is None
 
     def find(self, key: str, name: str) -> str | None:
         """The base's name of what `key` holds; where there is none, that is noted."""

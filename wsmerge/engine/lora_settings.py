@@ -39,7 +39,6 @@ _REFUSED: Final = {
     "arrow_config": "Arrow routes every token to other adapters",
     "layer_replication": "layer replication gives the model layers that the base does not have",
     "lora_bias": "lora_bias trains a bias beside the factors",
-    "target_parameters": "target_parameters adapts stacked parameters (experts), whose factors are not laid out by module",
     "trainable_token_indices": "trainable tokens replace single rows of the embedding",
 }
 _HARMLESS: Final = frozenset(
@@ -72,6 +71,7 @@ _HARMLESS: Final = frozenset(
         "revision",
         "runtime_config",
         "target_modules",
+        "target_parameters",
         "task_type",
         "unsloth_fixed",
         "use_rslora",
@@ -86,6 +86,7 @@ _RECORDED: Final = (
     "rank_pattern",
     "alpha_pattern",
     "target_modules",
+    "target_parameters",
     "modules_to_save",
     "bias",
 )
@@ -164,11 +165,22 @@ class LoraSettings:
         return module.endswith(self._saved)
 
     @property
+    def has_target_parameters(self) -> bool:
+        """Whether PEFT adapts parameters by their names, beside modules or in their place."""
+        return bool(self._config.get("target_parameters"))
+
+    def is_target_parameter(self, name: str) -> bool:
+        """Whether `target_parameters` names that parameter, so that PEFT adapts it and no module."""
+        named = self._config.get("target_parameters") or ()
+        return any(name == target or name.endswith(f".{target}") for target in named if isinstance(target, str))
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What provenance keeps of the settings."""
         kept = {key: self._config[key] for key in _RECORDED if self._config.get(key)}
-        if isinstance(kept.get("target_modules"), list):
-            kept["target_modules"] = sorted(kept["target_modules"])
+        for key in ("target_modules", "target_parameters"):
+            if isinstance(kept.get(key), list):
+                kept[key] = sorted(kept[key])
         return kept
 
     def _note_refusals(self, problems: Refusals) -> None:

@@ -59,12 +59,14 @@ class CheckpointNames:
         found = {spelling for spelling in self._spellings(name) if spelling in self._names}
         if len(found) == 1:
             return found.pop()
+        if self._config is None or not may_convert(self._config):
+            return None
         return self.loaded.stored(name) if self.loaded is not None else None
 
     @cached_property
     def loaded(self) -> ModelNames | None:
-        """The names in memory; None where transformers has no such model, or loads all tensors as they are stored."""
-        if self._config is None or not may_convert(self._config):
+        """The names in memory; None without a `config.json`, and where transformers has no such model."""
+        if self._config is None:
             return None
         with suppress(CheckpointError):  # a configuration that makes no model tells no names
             model = empty_model(self._config, "")
@@ -95,6 +97,7 @@ class ModelNames:
     Attributes:
         sources: the stored tensors of each parameter, by its name in memory: one, for a parameter that is held as it is
             stored. Parameters that nothing stored gives are left out.
+        model: as given.
         converted: the names in memory of the others: parameters that are stacked, joined, split or transposed on loading.
 
     Args:
@@ -128,6 +131,7 @@ class ModelNames:
                 if target in held:
                     sources.setdefault(target, []).append(name)
                     self.converted |= {target} if pattern is not None else set()
+        self.model = model
         self.sources: Mapping[str, tuple[str, ...]] = {target: tuple(names) for target, names in sources.items()}
         self._in_memory = {
             names[0]: target

@@ -13,12 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import wsmerge
-from tests.builders import make_adapter
-from tests.mergekit.models import Zoo
 from tests.mergekit.oracle import differing, run_mergekit
 from tests.peft_adapters import quietly, save_adapter, save_gpt2, save_llama
 from wsmerge.engine.merging.models import Model, Models
-from wsmerge.errors import CheckpointError
 from wsmerge.recipe.merging import ModelPath, ModelReference
 
 E, L = "model.embed_tokens.weight", "lm_head.weight"
@@ -203,14 +200,3 @@ def test_a_passthrough_writes_the_output_that_is_trained_apart(bases, adapters, 
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     state = loaded.state_dict()
     assert not torch.equal(state[E], state[L])
-
-
-def test_an_adapter_of_tensors_that_are_stored_in_another_layout_is_not_lost(tmp_path):
-    base = Zoo(tmp_path / "zoo").base("mixtral")
-    shapes = {f"model.layers.0.block_sparse_moe.experts.1.{part}.weight": (48, 32) for part in ("w1", "w3")}
-    adapter = make_adapter(tmp_path / "adapter", shapes)
-    recipe = {"merge_method": "passthrough", "models": [{"model": f"{base}+{adapter}"}]}
-    with pytest.raises(CheckpointError, match="stored in another layout") as caught:
-        wsmerge.merge(recipe, tmp_path / "ours")
-    assert caught.value.where == "model.layers.0.mlp.experts.gate_up_proj"
-    assert "merge_and_unload" in str(caught.value.hint)

@@ -4,6 +4,7 @@
     product    = s * (B @ A)                               float32, summed over the ranks and then scaled
     linear     = dtype(base + product)                     one rounding
     embedding  = dtype(base + dtype(product))              two, as PEFT has it
+    parameter  = the same                                  of experts that are stacked in memory, and of what PEFT adapts as such
     precise    = float32(stored) + product                 float32, not rounded
 
 A layer that stores inputs x outputs (Conv1D) has the transpose of B @ A. In float64 all of it is float64. Tensors that the
@@ -13,6 +14,7 @@ adapter holds whole (`modules_to_save`, biases) replace the base's.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,7 +24,15 @@ from wsmerge.core.dtypes import BF16, F16, F32, F64, DType, dtype_named
 from wsmerge.core.tensors import StoredName, TensorInput, TensorSpec
 from wsmerge.engine.adapter import Adapter
 from wsmerge.engine.checkpoint import Checkpoint
-from wsmerge.engine.inputs.low_rank_rows import LowRankRows, chunks, encode_sum, read_values, round_to, scratch
+from wsmerge.engine.inputs.low_rank_rows import (
+    LowRankRows,
+    StackedRows,
+    chunks,
+    encode_sum,
+    read_values,
+    round_to,
+    scratch,
+)
 from wsmerge.engine.inputs.recent import recent_of
 from wsmerge.engine.inputs.stored import StoredTensor
 from wsmerge.engine.shards import AnyTensorFile
@@ -99,7 +109,7 @@ class _AdaptedTensor:
         self._name = name
         self._is_changed = layout is not None
         self._rounds_base = rounds and base.spec.dtype is not dtype
-        self._rounds_product = rounds and layout == "embedding"
+        self._rounds_product = rounds and layout is not None and (layout == "embedding" or adapter.is_parameter(name))
 
     def read_into(self, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes from byte `start` on."""
@@ -112,7 +122,7 @@ class _AdaptedTensor:
             else:
                 self._write(rows, first, written[place])
 
-    def _write(self, rows: LowRankRows | None, first: int, out: NDArray[Any]) -> None:
+    def _write(self, rows: LowRankRows | StackedRows | None, first: int, out: NDArray[Any]) -> None:
         dtype = self.spec.dtype
         values, product = scratch("values", out.size), scratch("product", out.size)
         read_values(self._base, first, values)
@@ -126,7 +136,7 @@ class _AdaptedTensor:
             round_to(dtype, product)
         encode_sum(values, product, dtype, out)
 
-    def _write64(self, rows: LowRankRows | None, first: int, out: NDArray[Any]) -> None:
+    def _write64(self, rows: LowRankRows | StackedRows | None, first: int, out: NDArray[Any]) -> None:
         product = np.full(out.size, -0.0)
         if rows is not None:
             rows.write64(first, product)
@@ -138,5 +148,9 @@ class _AdaptedTensor:
             read_values(self._base, first, values)
             out[:] = values.astype(np.float64) + product
 
-    def _load(self) -> LowRankRows:
+    def _load(self) -> LowRankRows | StackedRows:
+        stack = self._adapter.stack_factors(self._name)
+        if stack is not None:
+            pairs, scale = stack
+            return StackedRows([LowRankRows(*pair, scale) for pair in pairs], prod(self.spec.shape[1:]))
         return LowRankRows(*self._adapter.factors(self._name))

@@ -16,12 +16,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import dtype_named
-from wsmerge.core.tensors import StoredName, TensorSpec
+from wsmerge.core.tensors import TensorInput, TensorSpec
 from wsmerge.engine.inputs.converted_rows import RowMap, row_map
+from wsmerge.engine.inputs.stored import StoredTensor
 from wsmerge.engine.names import may_convert, spread_targets
 from wsmerge.errors import CheckpointError
 
@@ -34,6 +36,21 @@ __all__ = ["ConversionCache", "ConvertedTensor", "find_conversion"]
 _HELD_OF_EACH_CHECKPOINT: Final = 2
 
 
+class Holder(Protocol):
+    """What made tensors are held for: a checkpoint, or one with an adapter on it."""
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+
+
+class Adapted(Holder, Protocol):
+    """A checkpoint with an adapter on it, which gives its tensors by their stored names."""
+
+    def tensor(self, name: str) -> TensorInput:
+        """The tensor called `name`, with what the adapter adds to it."""
+
+
 class ConversionCache(Closing):
     """What conversions share: which tensors make which, and the last few that had to be made as a whole.
 
@@ -44,7 +61,7 @@ class ConversionCache(Closing):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reachable: dict[Checkpoint, Mapping[str, frozenset[str]]] = {}
-        self._held: dict[Checkpoint, OrderedDict[str, memoryview]] = {}
+        self._held: dict[Holder, OrderedDict[str, memoryview]] = {}
 
     def sources(self, checkpoint: Checkpoint, target: str) -> frozenset[str]:
         """The stored tensors from which transformers' conversions can make `target`; empty where they cannot."""
@@ -53,19 +70,19 @@ class ConversionCache(Closing):
                 self._reachable[checkpoint] = _reachable(checkpoint)
             return self._reachable[checkpoint].get(target, frozenset())
 
-    def held(self, checkpoint: Checkpoint, name: str) -> memoryview | None:
+    def held(self, holder: Holder, name: str) -> memoryview | None:
         """The bytes of a tensor that was made and is still held."""
         with self._lock:
-            held = self._held.get(checkpoint)
+            held = self._held.get(holder)
             if held is None or name not in held:
                 return None
             held.move_to_end(name)
             return held[name]
 
-    def hold(self, checkpoint: Checkpoint, name: str, made: memoryview) -> None:
+    def hold(self, holder: Holder, name: str, made: memoryview) -> None:
         """Hold the bytes of a tensor, and let go of those that were not read for longest."""
         with self._lock:
-            held = self._held.setdefault(checkpoint, OrderedDict())
+            held = self._held.setdefault(holder, OrderedDict())
             held[name] = made
             while len(held) > _HELD_OF_EACH_CHECKPOINT:
                 held.popitem(last=False)
@@ -84,51 +101,57 @@ class ConvertedTensor:
         label: the checkpoint, the weight, and what it is made of.
         spec: the weight's name, with dtype and shape as made.
         sources: names of the stored tensors that it is made of, in the order in which they are taken.
-        made_of: the same, of the checkpoint.
+        made_of: the same, of the checkpoint, and what an adapter adds to them.
+        rows: which rows of them it consists of; None where it does not consist of whole rows.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
+        holder: Holder,
         spec: TensorSpec,
         target: str,
-        sources: tuple[str, ...],
+        tensors: Mapping[str, TensorInput],
         rows: RowMap | None,
         cache: ConversionCache,
     ) -> None:
         self.spec = spec
-        self.sources = sources
-        self.made_of = tuple(StoredName(checkpoint, source) for source in sources)
-        self.label = f"{checkpoint.label}: {spec.name} (made of {_and_more(sources)})"
+        self.sources = tuple(tensors)
+        self.made_of = tuple(chain.from_iterable(tensor.made_of for tensor in tensors.values()))
+        self.label = f"{holder.label}: {spec.name} (made of {_and_more(self.sources)})"
+        self.rows = rows
         self._checkpoint = checkpoint
+        self._holder = holder
         self._target = target
-        self._rows = rows
+        self._tensors = tensors
         self._cache = cache
         self._making = threading.Lock()
 
     @property
     def is_read_by_range(self) -> bool:
         """Whether its rows are stored rows, so that it is never made as a whole."""
-        return self._rows is not None
+        return self.rows is not None
 
     def read_into(self, start: int, out: memoryview) -> None:
         """Fill `out` with the bytes from byte `start` on."""
-        if self._rows is None:
+        if self.rows is None:
             out[:] = self._made()[start : start + len(out)]
             return
-        for name, first, place in self._rows.pieces(start, len(out)):
-            self._checkpoint.read_into(name, first, out[place])
+        for name, first, place in self.rows.pieces(start, len(out)):
+            self._tensors[name].read_into(first, out[place])
 
     def _made(self) -> memoryview:
         with self._making:
-            made = self._cache.held(self._checkpoint, self.spec.name)
+            made = self._cache.held(self._holder, self.spec.name)
             if made is None:
-                made = _make(self._checkpoint, self.sources, self._target)
-                self._cache.hold(self._checkpoint, self.spec.name, made)
+                made = _make(self._checkpoint, self._tensors, self._target)
+                self._cache.hold(self._holder, self.spec.name, made)
             return made
 
 
-def find_conversion(checkpoint: Checkpoint, weight: Weight, cache: ConversionCache) -> ConvertedTensor | None:
+def find_conversion(
+    checkpoint: Checkpoint, weight: Weight, cache: ConversionCache, adapted: Adapted | None = None
+) -> ConvertedTensor | None:
     """The weight as transformers would make it from what is stored, None where it would not.
 
     Ask only for a weight that is stored under none of its names. Where there may be a conversion, the answer loads
@@ -138,6 +161,7 @@ def find_conversion(checkpoint: Checkpoint, weight: Weight, cache: ConversionCac
         checkpoint: where to look; its `model_type` decides which conversions there are.
         weight: its name is tried first, then its aliases.
         cache: shared by all conversions of one merge.
+        adapted: the model of this checkpoint whose tensors are taken in place of the stored ones.
 
     Raises:
         CheckpointError: the conversion fails for these shapes.
@@ -145,18 +169,27 @@ def find_conversion(checkpoint: Checkpoint, weight: Weight, cache: ConversionCac
     for target in (weight.name, *weight.aliases):
         names = cache.sources(checkpoint, target)
         if names:
-            found = _converted(checkpoint, weight.name, target, names, cache)
+            found = _converted(checkpoint, adapted, weight.name, target, names, cache)
             if found is not None:
                 return found
     return None
 
 
 def _converted(
-    checkpoint: Checkpoint, name: str, target: str, names: frozenset[str], cache: ConversionCache
+    checkpoint: Checkpoint,
+    adapted: Adapted | None,
+    name: str,
+    target: str,
+    names: frozenset[str],
+    cache: ConversionCache,
 ) -> ConvertedTensor | None:
     import torch  # noqa: PLC0415 - slow to load; only a converted tensor needs it
 
-    specs = {source: checkpoint.specs[source] for source in sorted(names)}
+    tensors: dict[str, TensorInput] = {
+        source: adapted.tensor(source) if adapted is not None else StoredTensor(checkpoint, source)
+        for source in sorted(names)
+    }
+    specs = {source: tensor.spec for source, tensor in tensors.items()}
 
     def empty(spec: TensorSpec) -> Any:  # noqa: ANN401 - a torch tensor
         return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype.recipe_name), device="meta")
@@ -175,18 +208,20 @@ def _converted(
     rows = row_map(
         {source: specs[source] for source in sources}, spec, lambda stand_ins: _convert(checkpoint, stand_ins, target)
     )
-    return ConvertedTensor(checkpoint, spec, target, sources, rows, cache)
+    used_tensors = {source: tensors[source] for source in sources}
+    return ConvertedTensor(checkpoint, adapted or checkpoint, spec, target, used_tensors, rows, cache)
 
 
-def _make(checkpoint: Checkpoint, sources: tuple[str, ...], target: str) -> memoryview:
+def _make(checkpoint: Checkpoint, tensors: Mapping[str, TensorInput], target: str) -> memoryview:
     import torch  # noqa: PLC0415 - slow to load; only a converted tensor needs it
 
-    def read(name: str) -> Any:  # noqa: ANN401 - a torch tensor
-        spec = checkpoint.specs[name]
-        dtype = getattr(torch, spec.dtype.recipe_name)
-        return torch.frombuffer(checkpoint.read(name), dtype=torch.uint8).view(dtype).reshape(spec.shape)
+    def read(tensor: TensorInput) -> Any:  # noqa: ANN401 - a torch tensor
+        data = bytearray(tensor.spec.nbytes)
+        tensor.read_into(0, memoryview(data))
+        dtype = getattr(torch, tensor.spec.dtype.recipe_name)
+        return torch.frombuffer(data, dtype=torch.uint8).view(dtype).reshape(tensor.spec.shape)
 
-    made = _convert(checkpoint, {name: partial(read, name) for name in sources}, target)
+    made = _convert(checkpoint, {name: partial(read, tensor) for name, tensor in tensors.items()}, target)
     return memoryview(made.contiguous().reshape(-1).view(torch.uint8).numpy()).cast("B")
 
 

@@ -7,7 +7,7 @@ sum over more than 192 ranks = the sums of 192 at most    as torch's sgemm (MKL 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +17,7 @@ from wsmerge.core.dtypes import BF16, F16, F32, DType, from_float32, to_float32
 from wsmerge.core.tensors import TensorInput
 from wsmerge.engine.kernels import load_kernels
 
-__all__ = ["LowRankRows", "chunks", "encode_sum", "read_values", "round_to", "scratch"]
+__all__ = ["LowRankRows", "StackedRows", "chunks", "encode_sum", "read_values", "round_to", "scratch"]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -64,6 +64,32 @@ class LowRankRows:
             for r in range(b.shape[1]):
                 total += b[rows, r, None].astype(np.float64) * a[r]
         np.multiply(total.reshape(-1)[first - rows.start * columns :][: out.size], self._scale, out=out)
+
+
+class StackedRows:
+    """Products of equal shapes, one after the other; the matrices of stacked experts. Threads may share it."""
+
+    def __init__(self, parts: Sequence[LowRankRows], size: int) -> None:
+        self._parts = parts
+        self._size = size
+
+    def write(self, first: int, out: Float32) -> None:
+        """Write the elements from `first` on into `out`, a chunk at most."""
+        for part, start, place in self._pieces(first, out.size):
+            part.write(start, out[place])
+
+    def write64(self, first: int, out: Float64) -> None:
+        """As `write`, in float64."""
+        for part, start, place in self._pieces(first, out.size):
+            part.write64(start, out[place])
+
+    def _pieces(self, first: int, count: int) -> Iterator[tuple[LowRankRows, int, slice]]:
+        done = 0
+        while done < count:
+            number, start = divmod(first + done, self._size)
+            length = min(self._size - start, count - done)
+            yield self._parts[number], start, slice(done, done + length)
+            done += length
 
 
 def scratch(use: str, count: int, storage: Any = np.float32) -> NDArray[Any]:  # noqa: ANN401 - whatever numpy takes for one

@@ -152,10 +152,7 @@ class StepBuilder:
         if name is not None:
             self.warnings += model.notes(name)
             return model.tensor(name)
-        converted = find_conversion(model.checkpoint, weight, self._conversions)
-        if converted is not None:
-            _refuse_adapted(model, weight, converted.sources)
-        return converted
+        return find_conversion(model.checkpoint, weight, self._conversions, model if model.adapter else None)
 
     def _method_for(self, site: Site, present: Sequence[_Found]) -> Method | None:
         """The method, or another one where an optional tensor is not in all inputs; None to leave the tensor out."""
@@ -262,17 +259,6 @@ def _gives(step: MergeStep) -> DType | None:
 def _may_be_absent(weight: Weight) -> bool:
     """Whether no input needs to have it; some definitions name buffers that no checkpoint stores any more."""
     return weight.optional or is_derived(weight.name)
-
-
-def _refuse_adapted(model: Model, weight: Weight, sources: Sequence[str]) -> None:
-    """Refuse an adapter of tensors that only make a weight: its changes would be lost."""
-    changed = [name for name in sources if model.adapter is not None and model.adapter.changes(name)]
-    if changed:
-        raise CheckpointError(
-            f"{model.label} has changes of {changed[0]}, and that is stored in another layout than the model has it",
-            where=weight.name,
-            hint="merge the adapter into the model first (PEFT: merge_and_unload, save_pretrained), and give the result",
-        )
 
 
 def _identity(source: SliceSource) -> str:
