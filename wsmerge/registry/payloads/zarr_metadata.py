@@ -43,7 +43,7 @@ def parse_group(data: bytes, where: str) -> Json:
     except ValueError as error:
         raise TensorFileError(f"is not valid JSON: {error}", where=where, hint=_COPY_AGAIN) from error
     kind = (fields.get("node_type"), fields.get("zarr_format")) if isinstance(fields, dict) else None
-    if kind != ("group", 3):
+    if kind != ("group", 3) or not isinstance(fields.get("attributes", {}), dict):
         raise TensorFileError("is no group of zarr format 3", where=where, hint=_COPY_AGAIN)
     return dict(fields)
 

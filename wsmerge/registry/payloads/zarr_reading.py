@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from threading import local
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsmerge.core.tensors import TensorSpec
-from wsmerge.errors import TensorFileError
+from wsmerge.errors import TensorFileError, WsmergeError
 from wsmerge.registry.payloads.payload import Payload
 from wsmerge.registry.payloads.zarr_codecs import quiet_codecs
 from wsmerge.registry.payloads.zarr_layout import METADATA_FILE, Slab, slabs
@@ -20,12 +21,17 @@ from wsmerge.registry.payloads.zarr_metadata import ArrayMetadata, manifest_of, 
 if TYPE_CHECKING:
     from zarr import Array
     from zarr.abc.store import Store
+    from zarr.storage import StorePath
 
 __all__ = ["ZarrPayload"]
 
 _AT_ONCE: Final = 4 << 20
 """Elements that are decoded at once, at most, where so many are asked for; zarr decodes their chunks in parallel."""
 
+_MOST_BYTES: Final = 256 << 20
+"""Of elements that have to be decoded to have one of them."""
+
+_MOST_IN_SHARD: Final = 1 << 22
 _DAMAGED: Final = "copy the artifact again from its source"
 
 
@@ -136,7 +142,10 @@ class ZarrPayload(Payload):
     def _decoded(self, key: str, slab: Slab) -> NDArray[np.float32]:
         try:
             values: Any = self._arrays[key][0][slab.selection]
-        except (ValueError, RuntimeError) as error:  # what the checksum, and the decompressors, say of damaged bytes
+        except WsmergeError:
+            raise
+        except Exception as error:
+            # Damaged bytes fail with whatever the checksum or the next instruction of a decompressor fails with.
             raise TensorFileError(
                 f"elements {slab.start} to {slab.stop} of {key} are damaged: {error}", where=self.label, hint=_DAMAGED
             ) from error
@@ -145,17 +154,48 @@ class ZarrPayload(Payload):
 
 def _opened(array: ArrayMetadata, store: Store, path: str, label: str) -> tuple[Array[Any], tuple[int, ...]]:
     """The array as zarr reads it, and the shape of its chunks."""
-    from zarr import Array  # noqa: PLC0415 - zarr is slow to import
-    from zarr.storage import StorePath  # noqa: PLC0415 - as above
+    from zarr.storage import StorePath  # noqa: PLC0415 - zarr is slow to import
 
     from wsmerge.registry.payloads.zarr_bfloat16 import register_bfloat16  # noqa: PLC0415 - imports zarr
+    from wsmerge.registry.payloads.zarr_bounds import bounded_codecs  # noqa: PLC0415 - imports zarr
 
     register_bfloat16()
     try:
-        with quiet_codecs():
-            opened = Array.from_dict(StorePath(store, path), array.fields)
-            return opened, opened.chunks
-    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        fields = array.fields | {"codecs": bounded_codecs(array.fields.get("codecs"))}
+        opened = _made(fields, StorePath(store, path))
+        _check_chunks(array, opened.chunks, opened.shards)
+    except ValueError as error:
         raise TensorFileError(
             f"zarr cannot take the metadata of {array.spec.name}: {error}", where=label, hint=_DAMAGED
         ) from error
+    return opened, opened.chunks
+
+
+def _made(fields: Mapping[str, Any], place: StorePath) -> Array[Any]:
+    from zarr import Array  # noqa: PLC0415 - zarr is slow to import
+
+    with quiet_codecs():
+        try:
+            return Array.from_dict(place, dict(fields))
+        except WsmergeError:  # a dtype whose package is missing
+            raise
+        except Exception as error:
+            # A stranger's metadata fail with whatever the next instruction of zarr fails with.
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _check_chunks(array: ArrayMetadata, chunk: tuple[int, ...], shard: tuple[int, ...] | None) -> None:
+    """Refuse a grid whose parts take more memory than a reader can be asked for, before any of them is read."""
+    itemsize, shape = array.spec.dtype.itemsize, array.spec.shape
+    if len(chunk) != len(shape) or not all(chunk):
+        raise ValueError(f"its chunks {list(chunk)} do not make {list(shape)}")
+    first = next(iter(slabs(shape, chunk, 0, 1)), None) if array.spec.numel else None
+    needed = max(math.prod(chunk), first.stop - first.start if first else 0) * itemsize
+    if needed > _MOST_BYTES:
+        raise ValueError(
+            f"its chunks {list(chunk)} take {needed:,} bytes to read one element, and {_MOST_BYTES:,} is the most; "
+            "write it again in smaller ones"
+        )
+    count = math.prod(whole // part for whole, part in zip(shard, chunk, strict=True)) if shard else 1
+    if count > _MOST_IN_SHARD:
+        raise ValueError(f"its shards hold {count:,} chunks, and {_MOST_IN_SHARD:,} is the most")

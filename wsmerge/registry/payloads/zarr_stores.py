@@ -23,6 +23,7 @@ __all__ = ["ChunkStore", "FilesStore"]
 
 _MAX_INDEX_BYTES: Final = 1 << 16
 _MOST_OPEN: Final = 32
+_MOST_AT_ONCE: Final = 1 << 30
 _COPY_AGAIN: Final = "copy the artifact again from its source"
 
 
@@ -106,6 +107,11 @@ class FilesStore(_ReadOnlyStore):
     def _read(self, key: str, part: ByteRequest | None) -> bytes:
         with self._opened.using(key) as file:
             start, stop = _bounds(part, file.size)
+            if stop - start > _MOST_AT_ONCE:
+                raise TensorFileError(
+                    f"has {stop - start:,} bytes that would be read at once, and {_MOST_AT_ONCE:,} is the most",
+                    where=file.label,
+                )
             return read_range(file, start, stop - start)
 
 

@@ -1,0 +1,149 @@
+"""Zarr payloads of strangers: what unpacks to more than it says, chunks larger than memory, and bytes that are damaged."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numcodecs import LZ4, Blosc, Zstd  # type: ignore[import-untyped]
+
+from tests.registry.payloads.test_zarr_payload import packed_folder
+from tests.registry.payloads.zarr_artifacts import DENSE
+from wsmerge.errors import TensorFileError, WsmergeError
+from wsmerge.registry import open_direction_folder
+from wsmerge.registry.verification import verify_folder
+
+BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+BOMB = bytes(16 << 20)
+
+PACKERS: dict[str, tuple[Callable[[bytes], bytes], dict[str, Any]]] = {
+    "zstd": (Zstd(1).encode, {"level": 1, "checksum": False}),
+    "numcodecs.zstd": (Zstd(1).encode, {"level": 1}),
+    "blosc": (
+        Blosc("zstd", 1, Blosc.NOSHUFFLE).encode,
+        {"cname": "zstd", "clevel": 1, "shuffle": "noshuffle", "typesize": 4, "blocksize": 0},
+    ),
+    "numcodecs.lz4": (LZ4().encode, {}),
+    "gzip": (lambda data: gzip.compress(data, 1), {"level": 1}),
+    "numcodecs.gzip": (lambda data: gzip.compress(data[:32], 1) + gzip.compress(data[32:], 1), {"level": 1}),
+    "numcodecs.zlib": (lambda data: zlib.compress(data, 1), {"level": 1}),
+    "numcodecs.bz2": (bz2.compress, {"level": 1}),
+    "numcodecs.lzma": (lambda data: lzma.compress(data, preset=0), {"preset": 0}),
+}
+
+
+def packed(folder: Path, codecs: list[Any], pack: Callable[[bytes], bytes]) -> Path:
+    """An artifact whose dense array is one file, packed by `pack`."""
+    made = packed_folder(folder, codec="none")
+    with open_direction_folder(made) as direction:
+        row = next(row for row in direction.manifest.tensors if row.name == DENSE)
+        values = np.empty(row.shape, np.float32)
+        direction.read_dense(DENSE, 0, values.reshape(-1))
+    group_file = made / "direction.zarr" / "zarr.json"
+    group = json.loads(group_file.read_text())
+    array = group["consolidated_metadata"]["metadata"][f"{DENSE}.delta"]
+    array["codecs"] = codecs
+    array["chunk_grid"]["configuration"]["chunk_shape"] = list(row.shape)
+    group_file.write_text(json.dumps(group))
+    (made / "direction.zarr" / f"{DENSE}.delta" / "zarr.json").write_text(json.dumps(array))
+    for file in (made / "direction.zarr" / f"{DENSE}.delta").glob("c*"):
+        file.write_bytes(pack(values.tobytes()))
+    return made
+
+
+@pytest.mark.parametrize("name", PACKERS)
+def test_what_unpacks_to_a_chunk_is_read_and_more_is_refused(tmp_path, name):
+    pack, settings = PACKERS[name]
+    codecs = [BYTES, {"name": name, "configuration": settings}]
+    assert verify_folder(packed(tmp_path / "good", codecs, pack)).problems == ()
+    bomb = packed(tmp_path / "bomb", codecs, lambda _: pack(BOMB))
+    tracemalloc.start()
+    (problem,) = verify_folder(bomb).problems
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "unpacks to more than" in problem
+    assert peak_bytes < len(BOMB)
+
+
+@pytest.mark.parametrize("name", PACKERS)
+@pytest.mark.parametrize("damage", [b"", b"x", b"\x1f\x8b\x08\0\0\0\0\0\0\3" + b"\xff" * 20, b"BZh9xxxxxxxx"])
+def test_damaged_chunks_are_told(tmp_path, name, damage):
+    codecs = [BYTES, {"name": name, "configuration": PACKERS[name][1]}]
+    (problem,) = verify_folder(packed(tmp_path, codecs, lambda _: damage)).problems
+    assert "damaged" in problem
+
+
+def test_a_frame_that_declares_64_gb_is_refused(tmp_path):
+    frame = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 64 << 30) + b"\1\0\0"
+    codecs = [BYTES, {"name": "zstd", "configuration": {"level": 1, "checksum": False}}]
+    (problem,) = verify_folder(packed(tmp_path, codecs, lambda _: frame)).problems
+    assert "unpacks to more than" in problem
+
+
+def test_bombs_within_bombs_are_refused(tmp_path):
+    zstd = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+    twice = [BYTES, {"name": "gzip", "configuration": {"level": 1}}, zstd]
+    made = packed(tmp_path, twice, lambda _: Zstd(1).encode(gzip.compress(BOMB, 1)))
+    (problem,) = verify_folder(made).problems
+    assert "unpacks to more than" in problem
+
+
+def test_codecs_whose_size_nobody_knows_are_refused(tmp_path):
+    made = packed(tmp_path, [{"name": "vlen-bytes"}], lambda data: data)
+    with pytest.raises(TensorFileError, match="nobody knows how large"):
+        open_direction_folder(made)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: array["chunk_grid"]["configuration"].update(chunk_shape=[1 << 20, 1 << 20]),
+        lambda array: array.update(
+            codecs=[
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {"chunk_shape": [1, 1], "codecs": [BYTES], "index_codecs": [BYTES]},
+                }
+            ],
+            chunk_grid={"name": "regular", "configuration": {"chunk_shape": [1 << 20, 1 << 20]}},
+        ),
+        lambda array: array.update(codecs=5),
+        lambda array: array.update(codecs=[5]),
+        lambda array: array.update(codecs=[{"name": "zstd", "configuration": []}]),
+        lambda array: array.update(chunk_grid=[]),
+        lambda array: array.update(chunk_key_encoding=5),
+        lambda array: array.update(fill_value={}),
+        lambda array: array["chunk_grid"]["configuration"].update(chunk_shape=[0, 0]),
+        lambda array: array["chunk_grid"]["configuration"].update(chunk_shape=["a", None]),
+    ],
+)
+def test_grids_and_metadata_that_cannot_be_are_refused_before_anything_is_read(tmp_path, change):
+    made = packed_folder(tmp_path, codec="none")
+    group_file = made / "direction.zarr" / "zarr.json"
+    group = json.loads(group_file.read_text())
+    change(group["consolidated_metadata"]["metadata"][f"{DENSE}.delta"])
+    group_file.write_text(json.dumps(group))
+    with pytest.raises(WsmergeError):
+        open_direction_folder(made)
+
+
+@pytest.mark.parametrize("change", [{"attributes": [1]}, {"attributes": None}, {"consolidated_metadata": 5}])
+def test_a_group_that_cannot_be_is_refused(tmp_path, change):
+    made = packed_folder(tmp_path, codec="none")
+    group_file = made / "direction.zarr" / "zarr.json"
+    group_file.write_text(json.dumps(json.loads(group_file.read_text()) | change))
+    try:
+        problems = verify_folder(made).problems
+    except WsmergeError:
+        return
+    assert problems or "consolidated_metadata" in change  # each array has its own metadata too
