@@ -1,5 +1,7 @@
 """Names of the output: each once, in files that the safetensors package reads."""
 
+import sys
+
 import pytest
 from safetensors import safe_open
 
@@ -79,4 +81,29 @@ def test_layers_that_config_json_only_claims_are_not_walked(tmp_path, method, la
     sliced = {"slices": [{"sources": [source | {"layer_range": [0, 2]} for source in sources]}]}
     with pytest.raises(CheckpointError, match="claims more layers") as caught:
         merge(tmp_path / "out", {"merge_method": method, **({"models": sources} if layers == "all" else sliced)})
-    assert "base: 1000000000 layers" in str(caught.value.details)
+    assert "base: num_hidden_layers is 1000000000" in str(caught.value.details)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "claim"),
+    [
+        ("OlmoForCausalLM", "olmo", {"num_hidden_layers": 10**9}),
+        ("LlavaForConditionalGeneration", "llava", {"vision_config": {"num_hidden_layers": 10**9}}),
+        ("Glm4MoeForCausalLM", "glm4_moe", {"n_routed_experts": 10**9}),
+        ("SwinForImageClassification", "swin", {"depths": [2, 10**9]}),
+    ],
+)
+def test_nor_is_a_model_made_of_what_config_json_only_claims(tmp_path, name, kind, claim):
+    base = model(tmp_path / "base", config={"architectures": [name], "model_type": kind, **claim})
+    started = "transformers" in sys.modules
+    with pytest.raises(CheckpointError, match="claims more layers") as caught:
+        merge(tmp_path / "out", {"merge_method": "passthrough", "models": entries((base, {}))})
+    assert "1000000000" in str(caught.value.details)
+    assert ("transformers" in sys.modules) == started
+
+
+def test_a_few_layers_more_than_there_are_tensors_are_refused_too(tmp_path):
+    base = model(tmp_path / "base", config={"num_hidden_layers": 40})
+    with pytest.raises(CheckpointError, match="claims more layers") as caught:
+        merge(tmp_path / "out", {"merge_method": "passthrough", "models": entries((base, {}))})
+    assert "base: 40 layers of module default" in str(caught.value.details)

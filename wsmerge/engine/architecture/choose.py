@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from wsmerge.engine.architecture.config_values import config_value, counts_beyond
 from wsmerge.engine.architecture.definitions import definitions_of
 from wsmerge.engine.architecture.depth import tensors_in_memory
 from wsmerge.engine.architecture.live import PYTHON_DEFINED, inferred, python_defined
@@ -22,6 +24,11 @@ from wsmerge.engine.inputs.converted import ConversionCache, find_conversion
 from wsmerge.errors import CheckpointError, Problems
 
 __all__ = ["architecture_of", "refuse_unheld_layers"]
+
+_CLAIMS: Final = "config.json claims more layers than the checkpoint has tensors"
+_CORRECT: Final = "correct the number of layers in config.json, or download the checkpoint again"
+_PLAUSIBLE: Final = 1000
+"""Layers or experts of which a model in memory, without its weights, is quickly made."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ def architecture_of(
     members = list(dict.fromkeys([*([base] if base else []), *checkpoints]))
     if not members:
         raise CheckpointError("there is no input that could tell the architecture")
+    _refuse_claims(members)
     names = _names(members, overrides or {})
     choices = [_choice(member, name) for member, name in zip(members, names, strict=True)]
     if any(choice.key is None for choice in choices):
@@ -113,6 +121,16 @@ def _covering(found: Architecture, members: Sequence[Checkpoint], cache: Convers
     if all(is_covered(found, member, cache) for member in members):
         return found
     return stored_architecture(found, members, cache) or found
+
+
+def _refuse_claims(members: Sequence[Checkpoint]) -> None:
+    """Refuse a configuration of which transformers could not make a model, since it claims layers without end."""
+    problems = Problems()
+    for member in members:
+        for key in counts_beyond(member.config, max(_PLAUSIBLE, len(member.specs))):
+            told = config_value(member.config, key)
+            problems.add(f"{member.label}: {key} is {told}, and the checkpoint has {len(member.specs)} tensors")
+    problems.raise_if_any(CheckpointError, _CLAIMS, hint=_CORRECT)
 
 
 def _names(members: Sequence[Checkpoint], overrides: Mapping[Checkpoint, str]) -> list[str]:
@@ -174,8 +192,8 @@ def refuse_unheld_layers(architecture: Architecture, checkpoints: Sequence[Check
                 problems.add(f"{member.label}: {count} layers of module {name}, and {held} tensors in all")
     problems.raise_if_any(
         CheckpointError,
-        "config.json claims more layers than the checkpoint has tensors",
-        hint="correct the number of layers in config.json, or download the checkpoint again",
+        _CLAIMS,
+        hint=_CORRECT,
     )
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import Any
+import re
+from collections.abc import Iterator
+from typing import Any, Final
 
 from wsmerge.engine.architecture.weights import Config
 from wsmerge.engine.tying import TEXT_SECTIONS
 from wsmerge.errors import CheckpointError
 
-__all__ = ["config_value", "count_at", "full_config"]
+__all__ = ["config_value", "count_at", "counts_beyond", "full_config"]
+
+_COUNT: Final = re.compile(r"(layers?|blocks?|depths?|stages?|experts?)$")
 
 
 def config_value(config: Config, key: str) -> Any:  # noqa: ANN401 - as JSON has it
@@ -46,6 +50,16 @@ def count_at(config: Config, key: str) -> int:
             hint=f"add {key} to the checkpoint's config.json",
         )
     return found
+
+
+def counts_beyond(config: Config, most: int) -> Iterator[str]:
+    """The keys, dotted, that claim more than `most` layers, blocks or experts, wherever in the configuration they stand."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in counts_beyond(value, most))
+        elif _COUNT.search(key):
+            counts = value if isinstance(value, list) else [value]
+            yield from [key] if any(isinstance(count, int) and count > most for count in counts) else ()
 
 
 def full_config(config: Config, *, needed: str, kind: Any = None) -> Any:  # noqa: ANN401 - one of transformers' many classes
