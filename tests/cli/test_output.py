@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.registry.artifacts import make_artifact
+from wsmerge.cli.output import Output
 from wsmerge.registry import Store
 
 NAME = "a-direction-with-a-name-that-takes-more-than-half-of-a-terminal"
@@ -97,3 +100,42 @@ def test_what_a_stranger_wrote_does_nothing_to_the_terminal(wsmerge, tmp_path, m
     for one in done:
         assert not {"\x1b", "\x9b", "\u202e"} & {*one.out, *one.err}
     assert json.loads(done[-1].out)[0]["description"] == evil
+
+
+class Clock:
+    """Stands still until it is told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.1, 0), (1.0, 5), (10.0, 9), (40.0, 40)])
+def test_progress_without_a_terminal_comes_at_a_steady_pace(monkeypatch, capsys, seconds, lines):
+    """Ten tenths of so many seconds each: a line for a tenth or for ten seconds, and none in less than two."""
+    clock = Clock(monkeypatch)
+    with Output().counter("training") as told:
+        for step in range(1, 1001):
+            clock.now += seconds / 100
+            told(step, 1000, f"loss {step}")
+    said = capsys.readouterr().err.splitlines()
+    assert abs(len(said) - lines) <= 1
+    for line in said:
+        assert re.fullmatch(r"training: \d+ of 1000, loss \d+(, \d+ s left)?", line)
+
+
+def test_the_time_left_counts_what_this_run_did(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    with Output(as_json=True).progress("merging") as told:
+        told(900, 1000)  # an earlier run
+        clock.now += 20.0
+        told(920, 1000)
+    assert capsys.readouterr().err == "merging: 920 bytes of 1.0 kB, 80 s left\n"
+
+
+def test_short_work_says_nothing(capsys):
+    with Output().progress("merging") as told:
+        for done in range(11):
+            told(done, 10)
+        told(0, 0)
+    assert capsys.readouterr().err == ""

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TextIO
@@ -25,6 +26,8 @@ __all__ = ["Output", "exit_code", "guarded_streams"]
 
 
 _SHOWN_DETAILS: Final = 12
+_SHORTEST_WAIT: Final = 2.0
+_LONGEST_WAIT: Final = 10.0
 _UNBOUNDED_COLUMNS: Final = 1 << 30
 
 
@@ -105,36 +108,67 @@ class Output:
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar over bytes on a terminal, and nothing elsewhere; yields a function of (done, total)."""
-        if self.as_json or not self._stderr.is_terminal:
-            yield lambda _done, _total: None
-            return
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self._stderr, transient=True) as bar:
-            task = bar.add_task(printable(label), total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        """Tell how far work on bytes is; yields a function of (done, total)."""
+        with self._told_progress(label, of_bytes=True) as told:
+            yield lambda done, total: told(done, total, "")
 
     @contextmanager
     def counter(self, label: str) -> Iterator[Callable[[int, int, str], None]]:
-        """A bar over steps on a terminal, and nothing elsewhere; yields a function of (done, total, what is told beside it)."""
-        if self.as_json or not self._stderr.is_terminal:
-            yield lambda _done, _total, _told: None
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        """Tell how far work in steps is; yields a function of (done, total, what is told beside it)."""
+        with self._told_progress(label, of_bytes=False) as told:
+            yield told
 
-        told = TextColumn("{task.fields[told]}", markup=False)
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            told,
-            TimeRemainingColumn(),
+    @contextmanager
+    def _told_progress(self, label: str, *, of_bytes: bool) -> Iterator[Callable[[int, int, str], None]]:
+        """A bar on a terminal; elsewhere, and with JSON, lines at a steady pace."""
+        if self.as_json or not sys.stderr.isatty():
+            from rich.filesize import decimal
+
+            yield _Lines(label, decimal if of_bytes else str, self.note).tell
+            return
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
         )
+
+        amounts = DownloadColumn() if of_bytes else MofNCompleteColumn()
+        text = (TextColumn(f"{{task.fields[{key}]}}", markup=False) for key in ("label", "told"))
+        columns = (next(text), BarColumn(), amounts, next(text), TimeRemainingColumn())
         with Progress(*columns, console=self._stderr, transient=True) as bar:
-            task = bar.add_task(printable(label), total=None, told="")
-            yield lambda done, total, text: bar.update(task, completed=done, total=total, told=printable(text))
+            task = bar.add_task("", total=None, label=printable(label), told="")
+            yield lambda done, total, told: bar.update(task, completed=done, total=total, told=printable(told))
+
+
+class _Lines:
+    """Progress in lines: one at each tenth of the work, but not more than one in two seconds nor less than one in ten."""
+
+    def __init__(self, label: str, spell: Callable[[int], str], say: Callable[[str], None]) -> None:
+        self._label = label
+        self._spell = spell
+        self._say = say
+        self._began: tuple[float, int] | None = None
+        self._said = time.monotonic()
+        self._tenth = 0
+
+    def tell(self, done: int, total: int, told: str) -> None:
+        """Say how far the work is, if it is time to; threads may call it."""
+        now = time.monotonic()
+        began, before = self._began = self._began or (now, done)  # what was done in an earlier run tells no pace
+        tenth = 10 * done // total if total else 0
+        waited = now - self._said
+        if waited < _SHORTEST_WAIT or (waited < _LONGEST_WAIT and tenth <= self._tenth):
+            return
+        self._said, self._tenth = now, tenth
+        line = f"{self._label}: {self._spell(done)} of {self._spell(total)}"
+        if told:
+            line += f", {told}"
+        if before < done < total:
+            line += f", {(now - began) / (done - before) * (total - done):.0f} s left"
+        self._say(line)
 
 
 def _shown(text: str) -> Text:
