@@ -13,7 +13,7 @@ import pytest
 
 from wsmerge.errors import ConflictError, NotFoundError, StoreError
 from wsmerge.registry import Version, verify_direction
-from wsmerge.registry.objects import MemoryObjects, ObjectRegistry, upload
+from wsmerge.registry.objects import MemoryObjects, ObjectRefusedError, ObjectRegistry, upload
 from wsmerge.registry.testing import DyingObjects, sample_artifact
 from wsmerge.registry.testing.faults import CrashError
 
@@ -219,6 +219,30 @@ def test_an_upload_that_fails_leaves_no_blobs(sources, monkeypatch, number):
     with pytest.raises(StoreError, match="no room"):
         ObjectRegistry(objects).publish(sources["1.0.0"])
     assert blob_keys(objects) == []
+    ObjectRegistry(objects).publish(sources["1.0.0"])
+    assert ObjectRegistry(objects).verify().problems == ()
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_blobs_stay_only_where_the_version_may_be_there(sources, monkeypatch, refused):
+    """The store refuses the write that makes it, or gives no answer to it."""
+    objects = MemoryObjects()
+    whole = objects.put
+
+    def put(key: str, data: bytes, **conditions: Any) -> None:
+        if "/versions/" not in key:
+            whole(key, data, **conditions)
+            return
+        if refused:
+            raise ObjectRefusedError("the store refuses")
+        whole(key, data, **conditions)
+        raise StoreError("the store fails: no answer")
+
+    monkeypatch.setattr(objects, "put", put)
+    with pytest.raises(StoreError):
+        ObjectRegistry(objects).publish(sources["1.0.0"])
+    monkeypatch.undo()
+    assert (blob_keys(objects) == []) == refused
     ObjectRegistry(objects).publish(sources["1.0.0"])
     assert ObjectRegistry(objects).verify().problems == ()
 

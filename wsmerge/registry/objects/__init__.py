@@ -1,6 +1,14 @@
 """Registries on object stores: the small interface to one, its implementations, and the registry on top."""
 
-from wsmerge.registry.objects.interface import Held, Listed, ObjectAbsentError, ObjectChangedError, Objects, Tag
+from wsmerge.registry.objects.interface import (
+    Held,
+    Listed,
+    ObjectAbsentError,
+    ObjectChangedError,
+    ObjectRefusedError,
+    Objects,
+    Tag,
+)
 from wsmerge.registry.objects.memory import MemoryObjects
 from wsmerge.registry.objects.registry import ObjectRegistry
 from wsmerge.registry.objects.through_obstore import ObstoreObjects
@@ -11,6 +19,7 @@ __all__ = [
     "MemoryObjects",
     "ObjectAbsentError",
     "ObjectChangedError",
+    "ObjectRefusedError",
     "ObjectRegistry",
     "Objects",
     "ObstoreObjects",

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from wsmerge.errors import StoreError
 
-__all__ = ["Held", "Listed", "ObjectAbsentError", "ObjectChangedError", "Objects", "Tag"]
+__all__ = ["Held", "Listed", "ObjectAbsentError", "ObjectChangedError", "ObjectRefusedError", "Objects", "Tag"]
 
 
 class ObjectAbsentError(StoreError):
@@ -28,6 +28,10 @@ class Tag(NamedTuple):
 
     e_tag: str | None
     version: str | None
+
+
+class ObjectRefusedError(StoreError):
+    """The store refuses the request, for good: nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)

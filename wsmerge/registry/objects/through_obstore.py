@@ -9,7 +9,14 @@ from datetime import timedelta
 from typing import Any, Final
 
 from wsmerge.errors import MissingDependencyError, StoreError
-from wsmerge.registry.objects.interface import Held, Listed, ObjectAbsentError, ObjectChangedError, Tag
+from wsmerge.registry.objects.interface import (
+    Held,
+    Listed,
+    ObjectAbsentError,
+    ObjectChangedError,
+    ObjectRefusedError,
+    Tag,
+)
 from wsmerge.registry.store_failures import obstore_message
 
 __all__ = ["ObstoreObjects"]
@@ -132,14 +139,14 @@ class ObstoreObjects:
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise ObjectChangedError("was written by another process", where=where) from error
         except (exceptions.NotSupportedError, NotImplementedError) as error:
-            raise StoreError(
+            raise ObjectRefusedError(
                 f"the store cannot do this: {obstore_message(error)}",
                 where=where,
                 hint=_CONDITIONAL,
             ) from error
         except exceptions.BaseError as error:
             refused = type(error).__name__ in _REFUSED
-            raise StoreError(
+            raise (ObjectRefusedError if refused else StoreError)(
                 f"the store {'refuses' if refused else 'fails'}: {obstore_message(error)}",
                 where=where,
                 hint="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do"

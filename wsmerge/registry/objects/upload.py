@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from threading import Event, Thread
@@ -21,7 +21,7 @@ from wsmerge.errors import StoreError, VerificationError
 from wsmerge.registry.direction import Direction, verify_direction
 from wsmerge.registry.files import ArtifactFiles
 from wsmerge.registry.manifest import Manifest
-from wsmerge.registry.objects.interface import Objects
+from wsmerge.registry.objects.interface import ObjectRefusedError, Objects
 from wsmerge.registry.objects.layout import UPLOADS, StoredFile, StoredVersion, blob_key
 from wsmerge.registry.staging import version_files
 
@@ -74,16 +74,28 @@ def bring(
                     _send(objects, known[digest], direction.files, name, (digest, data))
                 stored[name] = StoredFile(blob=known[digest], sha256=digest, size=size)
             upload.check_alive()
+            made = _committed(commit, StoredVersion(version_digest=manifest.version_digest, files=stored), sent)
         except BaseException:
             with suppress(StoreError):  # what went wrong first is told, and gc takes them
                 objects.delete(sent)
             raise
-        # Of a failure in here nobody knows whether the version is there, so its blobs stay; gc takes them if it is not.
-        made = commit(StoredVersion(version_digest=manifest.version_digest, files=stored))
         used = {file.blob for file in made.files.values()}
         with suppress(StoreError):  # gc takes them
             objects.delete([key for key in sent if key not in used])
         return made
+
+
+def _committed(
+    commit: Callable[[StoredVersion], StoredVersion], stored: StoredVersion, sent: MutableSequence[str]
+) -> StoredVersion:
+    try:
+        return commit(stored)
+    except ObjectRefusedError:
+        raise
+    except BaseException:
+        # Nobody knows whether the version is there, so its blobs stay; gc takes them if it is not.
+        sent.clear()
+        raise
 
 
 class _Upload:
