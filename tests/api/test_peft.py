@@ -13,10 +13,14 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_adapter_state_dict_for_transformers,
+    convert_peft_config_for_transformers,
+)
 from safetensors.torch import load_file, save_file
 
 import wsmerge
+from tests.architectures.tiny import tiny_config, tiny_model
 from tests.builders import llama_shapes, make_adapter, make_checkpoint, random_tensors
 from tests.engine.test_names import MODELS, TEXT, VISION
 from tests.peft_adapters import quietly
@@ -42,7 +46,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = MODELS | {
         "word_embed_proj_dim": 16,
     },
     "BloomForCausalLM": {"vocab_size": 40, "hidden_size": 16, "n_layer": 2, "n_head": 2},
-    "Qwen3MoeForCausalLM": TEXT | EXPERTS | {"num_experts": 4},
+    "Qwen3MoeForCausalLM": TEXT | EXPERTS | {"num_experts": 4, "mlp_only_layers": [1]},
     "Gemma3ForConditionalGeneration": {"text_config": TEXT | {"head_dim": 8}, "vision_config": VISION},
     "BertForMaskedLM": VISION | {"vocab_size": 40},
     "T5ForConditionalGeneration": {
@@ -151,19 +155,29 @@ def test_names_in_memory_go_with_compositions_parts_and_conversions(tmp_path):
             np.testing.assert_allclose(delta, 0.5 * direction.delta(tensor).dense(), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["Qwen3MoeForCausalLM", "MixtralForCausalLM", "LlavaForConditionalGeneration"])
-def test_what_peft_takes_for_experts_is_told_to_be_no_module_of_its_own(name, tmp_path):
-    """Every linear layer that PEFT drops from its targets, since it takes it for experts, and no other."""
-    base = saved(name, tmp_path / "base")
+@pytest.mark.parametrize(
+    "name", ["Qwen3MoeForCausalLM", "MixtralForCausalLM", "LlavaForConditionalGeneration", "LagunaForCausalLM"]
+)
+def test_modules_whose_factors_peft_loses_are_told_to_be_none(name, tmp_path):
+    """Those that it takes for experts, and those whose keys it renames although they are named as in memory; no others."""
+    base = tmp_path / "base"
+    if name in ARCHITECTURES:
+        saved(name, base)
+    else:
+        quietly(tiny_model(name, tiny_config("laguna", name), 0).save_pretrained, base)
     model = loaded(name, base)
     linear = {module for module, item in model.named_modules() if isinstance(item, torch.nn.Linear)}
     config = LoraConfig(target_modules=sorted(linear))
     convert_peft_config_for_transformers(config, model, None)
+    keys = {f"base_model.model.{module}.lora_A.weight": module for module in sorted(config.target_modules or ())}
+    renamed = convert_peft_adapter_state_dict_for_transformers(model, config, dict.fromkeys(keys, torch.zeros(1, 1)))
+    kept = {keys[key] for key in renamed.keys() & keys.keys()}
     with Checkpoint(base) as checkpoint:
         weights = [tensor for tensor, spec in checkpoint.specs.items() if len(spec.shape) == 2]
         told = renamed_modules(checkpoint, dict.fromkeys(weights, "linear"))
     known = {told.get(tensor, tensor.removesuffix(".weight")) for tensor in weights}
-    assert linear & known == linear & set(config.target_modules or ())
+    assert linear & known == kept
+    assert (kept < linear) == (name in ("Qwen3MoeForCausalLM", "LagunaForCausalLM"))
 
 
 def test_factors_that_no_module_has_are_stored_as_they_are_and_said_to_be_no_adapter(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from wsmerge.engine.checkpoint import Checkpoint
@@ -85,19 +85,38 @@ def _is_named_as_stored(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def _modules_of(model: Any, names: Iterable[str]) -> dict[str, Module]:  # noqa: ANN401 - a transformers model
-    from transformers import conversion_mapping  # noqa: PLC0415 - loaded already
-
     loaded = ModelNames(model, names)
-    # The types of models whose experts PEFT converts, by the one that they are like.
-    alike = {**getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {}), "mixtral": "mixtral"}
-    taken = _TAKEN_FOR_EXPERTS.get(alike.get(model.config.model_type, ""), frozenset())
+    lost = _lost_by_peft(model)
     found: dict[str, Module] = {}
     for name, module in model.named_modules():
-        layout = _layout(module) if name.rpartition(".")[2] not in taken else None
+        layout = _layout(module)
         tensor = loaded.stored(f"{name}.weight") if layout else None
-        if layout and tensor:
+        if layout and tensor and not lost(name):
             found[tensor] = Module(name, layout)
     return found
+
+
+def _lost_by_peft(model: Any) -> Callable[[str], bool]:  # noqa: ANN401 - a transformers model
+    """Tells of a module whether PEFT loses its factors, since it converts adapters as transformers converts checkpoints."""
+    from transformers import conversion_mapping, core_model_loading  # noqa: PLC0415 - loaded already
+
+    mapping: Any = conversion_mapping
+    loading: Any = core_model_loading
+    kind = model.config.model_type
+    if mapping.get_checkpoint_conversion_mapping(kind) is None:
+        return lambda _: False
+    alike = {**getattr(mapping, "_MODEL_TO_CONVERSION_PATTERN", {}), "mixtral": "mixtral"}
+    experts = _TAKEN_FOR_EXPERTS.get(alike.get(kind, ""), frozenset())
+    transforms = mapping.get_model_conversion_mapping(model)
+    renamings = [item for item in transforms if isinstance(item, loading.WeightRenaming)]
+
+    def is_lost(name: str) -> bool:
+        # A renaming may match the name in memory too, and make another of it; what only takes a prefix off is undone.
+        key = f"{name}.lora_A.weight"
+        renamed, _ = loading.rename_source_key(key, renamings, [])
+        return name.rpartition(".")[2] in experts or not key.endswith(renamed)
+
+    return is_lost
 
 
 def _layout(module: Any) -> Layout | None:  # noqa: ANN401 - a torch module
