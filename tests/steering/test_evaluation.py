@@ -15,6 +15,7 @@ from tests.steering.tiny import tiny_model, tiny_tokenizer
 from wsmerge.errors import NonFiniteError, UsageError
 from wsmerge.steering.chat import answer_ids, prompt_ids
 from wsmerge.steering.evaluation import ChoiceScores, answers_to, generate, perplexity, score_choices
+from wsmerge.steering.generation import Generator
 from wsmerge.steering.pairs import Pair
 
 PAIRS = [
@@ -220,6 +221,14 @@ def test_the_models_own_generation_settings_take_no_part(tokenizer: PreTrainedTo
     model.generation_config.update(**own)
     assert generate(model, tokenizer, prompts, max_new_tokens=16) == expected
     assert model.generation_config.repetition_penalty == 1.3  # it is as it was
+
+
+def test_a_model_that_gives_nothing_to_draw_from_is_refused_in_words(tokenizer: PreTrainedTokenizerFast) -> None:
+    broken = tiny_model()
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(math.nan)
+    with pytest.raises(UsageError, match="no answer can be generated"):
+        Generator(broken, tokenizer).generate([[1, 2, 3]], 2, temperature=1.0)
 
 
 def test_an_answer_ends_at_any_end_that_the_model_knows(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from wsmerge.errors import UsageError
 from wsmerge.steering.chat import pad_id, turn_end
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class Generator:
             max_new_tokens: where an answer is cut.
             temperature: 0 takes the most probable token; above it draws come from torch's global generator.
             **options: further arguments of transformers' `generate`.
+
+        Raises:
+            UsageError: transformers cannot generate with this model (not with xLSTM's states in 5.23, say), or there is
+                nothing to draw from, since what the model gives is not finite.
         """
         padding = pad_id(self._tokenizer)
         ids, mask = padded(rows, padding, left=True)
@@ -100,12 +105,19 @@ class Generator:
         if temperature > 0:
             settings.update(temperature=temperature, top_k=0, top_p=1.0)  # type: ignore[no-untyped-call]  # as above
         with torch.inference_mode(), _own_settings_set_aside(self._model):
-            made = self._model.generate(  # type: ignore[operator]  # torch types a module's attributes as tensors
-                input_ids=ids.to(self._model.device),
-                attention_mask=mask.to(self._model.device),
-                generation_config=settings,
-                **options,
-            )
+            try:
+                made = self._model.generate(  # type: ignore[operator]  # torch types a module's attributes as tensors
+                    input_ids=ids.to(self._model.device),
+                    attention_mask=mask.to(self._model.device),
+                    generation_config=settings,
+                    **options,
+                )
+            except (RuntimeError, ValueError) as error:
+                raise UsageError(
+                    f"no answer can be generated: {error}",
+                    where=type(self._model).__name__,
+                    hint="use a smaller coefficient if the model is steered; choices and perplexity need no generation",
+                ) from error
         return [self._answer(row) for row in made[:, ids.shape[1] :].tolist()]
 
     def _answer(self, ids: list[int]) -> Answer:
