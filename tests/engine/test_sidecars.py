@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import wsmerge
-from tests.builders import llama_shapes
+from tests.builders import llama_shapes, make_adapter
 from tests.engine.merging.made import deltas_of, dense_direction, direction, entries, fine_tune, merge, model, values
 from tests.engine.vocabulary.made import TEMPLATE, make_tokenizer, mergekit
+from wsmerge.engine.locate import module_folders
 from wsmerge.engine.sidecars import carried_files
+from wsmerge.errors import CheckpointError
 
 GENERATION = {"temperature": 0.5, "eos_token_id": 1}
 OTHERS = {
@@ -98,6 +100,82 @@ def test_generation_config_and_licences_are_kept_with_another_tokenizer(models, 
     told = tokenizer.apply_chat_template(chat, tokenize=False)
     wanted = {None: "Hi", "chatml": "<|im_start|>user\nHi"}.get(top.get("chat_template"), "Hi and more")
     assert str(told).startswith(wanted)
+
+
+MODULES = {
+    "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
+    "2_Dense/config.json": "{}",
+    "2_Dense/model.safetensors": "weights of the dense layer",
+    "2_Dense/deeper/notes.rst": "whatever",
+}
+
+
+def with_modules(base, *paths):
+    for name, text in MODULES.items():
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text(text)
+    named = [{"idx": number, "path": path, "type": "x"} for number, path in enumerate(("", *paths))]
+    (base / "modules.json").write_text(json.dumps(named))
+
+
+def test_folders_that_modules_json_names_come_along_whole(models, tmp_path):
+    with_modules(models[0], "1_Pooling", "2_Dense/")
+    report = merge(tmp_path / "out", recipe_of(models))
+    for name, text in MODULES.items():
+        assert (tmp_path / "out" / name).read_text() == text
+    assert not (tmp_path / "out" / "checkpoint-1").exists()
+    assert any("2_Dense/model.safetensors" in line and "not merged" in line for line in report.warnings)
+
+
+def test_folders_that_modules_json_does_not_name_do_not(models, tmp_path):
+    with_modules(models[0], "1_Pooling")
+    assert not merge(tmp_path / "out", recipe_of(models)).warnings
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").exists()
+    assert not (tmp_path / "out" / "2_Dense").exists()
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "/etc", "a/../../b", 5, "a//b"])
+def test_modules_of_other_folders_are_refused(models, tmp_path, path):
+    with_modules(models[0], path)
+    with pytest.raises(CheckpointError, match="no folder of the model"):
+        merge(tmp_path / "out", recipe_of(models))
+
+
+@pytest.mark.parametrize("text", ["[1]", "5", '[{"idx": 0}]', "no JSON"])
+def test_what_is_no_list_of_modules_is_refused(tmp_path, text):
+    (tmp_path / "modules.json").write_text(text)
+    with pytest.raises(CheckpointError, match="no list of modules"):
+        module_folders(tmp_path)
+
+
+def test_a_link_out_of_a_modules_folder_is_refused(models, tmp_path):
+    with_modules(models[0], "1_Pooling")
+    (tmp_path / "secret").write_text("secret")
+    (models[0] / "1_Pooling" / "more.bin").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="no file of a model"):
+        merge(tmp_path / "out", recipe_of(models))
+
+
+@pytest.mark.parametrize(
+    ("brings", "told"),
+    [
+        ({"words": ["the", "other", "cat"]}, None),
+        ({"words": ["the", "other", "cat"], "added": ["<|im_start|>"]}, "1 token ('<|im_start|>')"),
+        ({"words": ["the", "other", "cat"], "template": TEMPLATE + "!"}, "a chat template"),
+        ({"words": ["zebra"], "template": TEMPLATE}, "tokens ("),
+    ],
+)
+def test_an_adapters_own_tokenizer_is_told_where_it_has_more(models, tmp_path, brings, told):
+    base, _ = models
+    adapter = make_adapter(tmp_path / "adapter", {"model.layers.0.mlp.up_proj.weight": (24, 16)})
+    make_tokenizer(adapter, **brings)
+    recipe = {"merge_method": "passthrough", "models": [{"model": f"{base}+{adapter}"}]}
+    report = merge(tmp_path / "out", recipe)
+    found = [line for line in report.warnings if "tokenizer of its own" in line]
+    assert len(found) == (told is not None)
+    assert told is None or told in found[0]
+    assert str(tmp_path) not in "".join(found)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
 def speaking(folder, words, *, seed):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.hub.commit import RepoCommit
 from wsmerge.core.hub.connection import Hub, telling
-from wsmerge.core.opening import check_held, expanded, open_regular, parse_json, read_whole
+from wsmerge.core.opening import check_held, expanded, is_below, open_regular, parse_json, read_whole
 from wsmerge.errors import CheckpointError, ModelAbsentError, Problems, VerificationError, WsmergeError
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "locate_model",
     "locate_streamed",
     "model_name",
+    "module_folders",
     "origin_of",
     "path_label",
 ]
 
+MODULES_FILE: Final = "modules.json"
 ORIGIN_FILE: Final = "wsmerge_origin.json"
 """Beside a checkpoint that was converted: which published model it is (`model`), and how it came about (`origin`)."""
 
@@ -112,6 +116,29 @@ def is_hub_id(text: str) -> bool:
     return "/" in text and "@" not in text and _HUB_ID.fullmatch(text) is not None
 
 
+def module_folders(folder: Path) -> tuple[str, ...]:
+    """The folders in `folder` that `modules.json` of sentence-transformers names: parts of the model beside the transformer.
+
+    Raises:
+        CheckpointError: it is no list of modules, or names what lies elsewhere.
+    """
+    file = folder / MODULES_FILE
+    try:
+        data = read_whole(file, within=folder)
+        refuse_lfs_pointer(data, str(file), CheckpointError)
+        paths = [item["path"] for item in parse_json(data)]
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"is no list of modules with their paths: {error}", where=str(file)) from error
+    problems = Problems()
+    for path in paths:
+        if path != "" and not (isinstance(path, str) and is_below(path.removesuffix("/"))):
+            problems.add(f"{path!r}: lies outside of the model's folder")
+    problems.raise_if_any(CheckpointError, "names what is no folder of the model", where=str(file))
+    return tuple(path.removesuffix("/") for path in paths if path)
+
+
 def model_name(text: str, path: Path) -> str:
     """How provenance names the model that was asked for as `text` and found at `path`: its Hub id, else a folder's name."""
     match = _HUB_ID.fullmatch(text)
@@ -175,8 +202,9 @@ def _refuse_stray_files(folder: Path) -> None:
     """
     problems = Problems()
     templates = folder / "additional_chat_templates"
-    for path in sorted((*folder.glob("*"), *templates.glob("*"))) if folder.is_dir() else ():
-        if not any(fnmatch(path.name.upper(), pattern.upper()) for pattern in _COPIED) or (
+    of_modules = {path for name in module_folders(folder) for path in (folder / name).rglob("*") if not path.is_dir()}
+    for path in sorted((*folder.glob("*"), *templates.glob("*"), *of_modules)) if folder.is_dir() else ():
+        if (path not in of_modules and not any(fnmatch(path.name.upper(), pattern.upper()) for pattern in _COPIED)) or (
             path.is_dir() and path != templates
         ):
             continue
@@ -195,13 +223,13 @@ def _download(repo: str, revision: str | None, *, only_here: bool) -> Path:
 
     transport_error = hub.HTTPError  # type: ignore[attr-defined]  # of the HTTP client, which differs between releases
 
-    def download(*more: str) -> Path:
+    def download(*more: str, ignored: Sequence[str] = _UNWANTED) -> Path:
         return Path(
             snapshot_download(
                 repo,
                 revision=revision,
                 allow_patterns=[*_WANTED, *more],
-                ignore_patterns=list(_UNWANTED),
+                ignore_patterns=list(ignored),
                 local_files_only=only_here,
             )
         )
@@ -210,6 +238,8 @@ def _download(repo: str, revision: str | None, *, only_here: bool) -> Path:
         folder = download()
         if not any(folder.glob("*.safetensors")):
             folder = download(*_PICKLED)
+        for module in module_folders(folder):
+            folder = download(f"{module}/*", ignored=())
     except hub.LocalEntryNotFoundError as error:
         if not only_here:
             raise _hub_failure(error, repo, revision) from error
@@ -227,19 +257,25 @@ def _download_beside(commit: RepoCommit) -> Path:
     """The folder of the Hub's cache with all that `commit` has beside its weights, each file compared with the commit."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - a local model needs no Hub client
 
-    with telling(commit.repo, commit.revision):
-        folder = Path(
+    def download(patterns: Sequence[str]) -> Path:
+        return Path(
             snapshot_download(
                 commit.repo,
                 revision=commit.commit,
-                allow_patterns=list(_BESIDE),
+                allow_patterns=list(patterns),
                 endpoint=commit.hub.endpoint,
                 token=commit.hub.token or False,
             )
         )
+
+    with telling(commit.repo, commit.revision):
+        folder = download(_BESIDE)
+        patterns = (*_BESIDE, *(f"{module}/*" for module in module_folders(folder)))
+        if len(patterns) > len(_BESIDE):
+            folder = download(patterns)
     problems = Problems()
     for name, entry in commit.files.items():
-        beside = any(fnmatch(name, pattern) for pattern in _BESIDE) and (folder / name).is_file()
+        beside = any(fnmatch(name, pattern) for pattern in patterns) and (folder / name).is_file()
         if beside and not entry.is_content_of(folder / name):
             problems.add(f"{name}: has other bytes than the commit names")
     problems.raise_if_any(

@@ -12,17 +12,17 @@ from wsmerge.core.dtypes import DType
 from wsmerge.core.files import copy_synced, create_synced, refuse_lfs_pointers
 from wsmerge.core.ranges import LocalFile
 from wsmerge.engine.checkpoint import Checkpoint
+from wsmerge.engine.locate import module_folders
 from wsmerge.engine.output_config import output_config
+from wsmerge.engine.pickled import PICKLE_SUFFIXES
 from wsmerge.engine.sink import output_failure
 from wsmerge.engine.vocabulary.chat import reserialise_tokenizer
 from wsmerge.engine.vocabulary.vocabulary import Vocabulary, is_tokenizer_file
 from wsmerge.errors import CheckpointError
 
-__all__ = ["OutputFiles", "carried_files", "write_beside", "write_synced"]
+__all__ = ["OutputFiles", "carried_files", "carried_weights", "write_beside", "write_synced"]
 
-_WEIGHT_SUFFIXES: Final = frozenset(
-    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".tflite", ".npz"}
-)
+_WEIGHT_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
 _KEPT_SUFFIXES: Final = frozenset({".json", ".jinja", ".model", ".txt", ".py", ".spm", ".vocab", ".tiktoken", ".bpe"})
 _NOT_OF_THE_OUTPUT: Final = frozenset(
     {"wsmerge.json", "wsmerge_origin.json", "adapter_config.json", "trainer_state.json"}
@@ -65,10 +65,14 @@ class OutputFiles:
 
 
 def carried_files(base: Path) -> Iterator[Path]:
-    """Files of the checkpoint folder `base` that the output gets too: all but weights, their index, card and reports."""
+    """Files of the checkpoint folder `base` that the output gets too: all but weights, their index, card and reports.
+
+    Of folders that `modules.json` names, whatever is in them: a pooling's settings, a dense layer's weights.
+    """
     base = base if base.is_dir() else base.parent
     if not (base / "config.json").is_file():
         return  # a lone tensor file; what lies beside it has nothing to do with it
+    modules = tuple(Path(name) for name in module_folders(base))
     for path in sorted(base.rglob("*")):
         relative = path.relative_to(base)
         hidden = any(part.startswith(".") for part in relative.parts)
@@ -76,8 +80,15 @@ def carried_files(base: Path) -> Iterator[Path]:
         index = path.name.endswith(".index.json")
         # Below the top level only chat templates belong to a checkpoint; other folders hold further models.
         nested = len(relative.parts) > 1 and relative.parts[0] != "additional_chat_templates"
-        if path.is_file() and known and not (hidden or index or nested or path.name in _NOT_OF_THE_OUTPUT):
+        kept = known and not (index or nested or path.name in _NOT_OF_THE_OUTPUT)
+        if path.is_file() and not hidden and (kept or any(module in relative.parents for module in modules)):
             yield path
+
+
+def carried_weights(base: Path) -> list[str]:
+    """Weights among the files that are carried over, which no merge reads: of modules that `modules.json` names."""
+    root = base if base.is_dir() else base.parent
+    return [str(path.relative_to(root)) for path in carried_files(base) if path.suffix.lower() in _WEIGHT_SUFFIXES]
 
 
 def write_beside(files: OutputFiles, folder: Path) -> list[str]:

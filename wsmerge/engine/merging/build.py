@@ -33,8 +33,9 @@ from wsmerge.engine.methods.step import MergeStep, StepInput
 from wsmerge.engine.numerics import Numerics
 from wsmerge.engine.output_config import output_config
 from wsmerge.engine.plan import MergePlan, OutputTensor, PlannedDirection, PlanOptions, PlanParts, Term, assemble
-from wsmerge.engine.sidecars import OutputFiles
+from wsmerge.engine.sidecars import OutputFiles, carried_weights
 from wsmerge.engine.vocabulary.chat import chat_template_text
+from wsmerge.engine.vocabulary.own import own_tokenizer
 from wsmerge.engine.vocabulary.vocabulary import Vocabulary
 from wsmerge.errors import CheckpointError, RecipeError
 from wsmerge.recipe.methods import method_named
@@ -394,6 +395,7 @@ class _Planning:
                 "an output embedding is written, and config.json of the output says so (tie_word_embeddings: false): one "
                 "of the inputs has its own, and mergekit would leave it out of use"
             )
+        self._note_files_left(vocabulary)
         template = chat_template_text(self._recipe.chat_template, [model.checkpoint.path for model in self._inputs])
         return OutputFiles(
             donor=self._donor.checkpoint.path,
@@ -402,6 +404,25 @@ class _Planning:
             chat_template=template,
             trust_remote_code=self._request.leave.trust_remote_code,
         )
+
+    def _note_files_left(self, vocabulary: Vocabulary | None) -> None:
+        """Tell of files beside the inputs that could be meant to count in the output, and do not."""
+        donor = self._donor.checkpoint
+        if len(self._inputs) > 1 and (weights := carried_weights(donor.path)):
+            self._warnings.append(f"{', '.join(weights)}: taken from {donor.label} as they are, and not merged")
+        for model in self._inputs:
+            if model.adapter is not None:
+                left = own_tokenizer(
+                    model.adapter.path,
+                    donor.path,
+                    tokens=vocabulary.token_ids if vocabulary else None,
+                    with_template=self._recipe.chat_template is None,
+                )
+                if left:
+                    self._warnings.append(
+                        f"{model.adapter.label} has a tokenizer of its own, and the output does not get it: {left}; to take "
+                        "it, name the adapter as tokenizer_source"
+                    )
 
     def _is_untied(self, plan: MergePlan) -> bool:
         """Whether an output embedding is written though the donor stores none of its own."""
