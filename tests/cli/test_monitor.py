@@ -5,9 +5,12 @@ import json
 
 import pytest
 
+from tests.builders import llama_shapes
 from tests.oracles.similarity import dense_of
+from tests.sources import MemoryDirection, random_direction
 from tests.steering.similarity.made import directions, fine_tune, make_base, published
 from wsmerge.api.monitoring import MonitorOptions, monitor, similarity
+from wsmerge.core.deltas import LowRankDelta
 from wsmerge.steering.similarity import rows
 
 
@@ -158,4 +161,25 @@ def test_similarity(wsmerge, base, made, runs):
     wanted = similarity(made, base=base, updates=runs[:1])
     assert found["labels"] == list(wanted.labels)
     assert found["scopes"]["all"]["cosines"] == wanted.cosines().tolist()
+    assert found["scopes"]["all"]["z"] == wanted.z().tolist()
+    assert found["shared_factors"] == []
+    assert "z: against random directions" in done.out
+    assert "share" not in done.err
     assert wsmerge("similarity", *made, "--update", runs[0]).code == 2
+
+
+def test_shared_factors_are_a_warning(tmp_path, wsmerge, base, runs):
+    """Of two directions that began with the same `a`, and were trained on what they will."""
+    one, other = (random_direction(llama_shapes(), rank=4, seed=seed, label=f"from-{seed}") for seed in (1, 2))
+    deltas = {name: LowRankDelta(other.low_rank(name).b, one.low_rank(name).a) for name in one.shapes}
+    same_a = MemoryDirection(deltas, one.base, "same-a")
+    folders = [published(tmp_path / item.label, item, base) for item in (one, same_a)]
+    for arguments in (
+        ["similarity", *folders],
+        ["monitor", "--base", base, "--direction", folders[0], "--control", folders[1], runs[0]],
+    ):
+        done = wsmerge(*arguments)
+        assert done.code == 0
+        assert "share 100% of their factors A" in " ".join(done.err.split())
+        told = json.loads(wsmerge(*arguments, "--json").out)["shared_factors"]
+        assert [round(pair["overlap"], 6) for pair in told] == [1.0]

@@ -1,5 +1,6 @@
 """The callback in transformers' Trainer, on tiny models: full training, LoRA, and training that resumes."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -94,12 +95,22 @@ def test_full_training_at_every_save(tmp_path, low_rank):
     for (step, readings), direction in itertools.product(callback.history, (low_rank, dense)):
         update = {name: value - before[name] for name, value in keeping.saved[step].items()}
         whole = next(item for item in readings if item.direction == direction.label).scopes.whole
-        wanted = reference(update, dense_direction(direction), SHAPES)
+        wanted = reference(update, dense_direction(direction), SHAPES, rank=direction.rank)
         assert whole.cosine == pytest.approx(wanted["cosine"], abs=1e-6)
+        assert whole.null_std == pytest.approx(wanted["null_std"], rel=1e-4)
+        assert logged[step][f"similarity/{direction.label}/z"] == whole.z
         assert whole.projection == pytest.approx(wanted["projection"], rel=1e-5, abs=1e-6)
         assert logged[step][f"similarity/{direction.label}/cosine"] == whole.cosine
         assert logged[step]["similarity/norm"] == pytest.approx(wanted["update_norm"], rel=1e-6)
     assert sum("similarity/norm" in row for row in running.state.log_history) == 3
+
+
+def test_directions_that_share_their_factors_are_told(tmp_path, low_rank):
+    running = trainer(tiny_model(), tmp_path)
+    same = dataclasses.replace(low_rank, label="the same")
+    running.add_callback(SimilarityCallback([low_rank, same]))
+    with pytest.warns(UserWarning, match="low-rank and the same share 100% of their factors A"):
+        running.train()
 
 
 def test_evaluation_and_save_of_one_step_are_one_look(tmp_path, low_rank):

@@ -45,6 +45,7 @@ MAX_COLUMNS: Final = 1024
 _SMALLEST: Final = 1e-11
 """Of an eigenvalue of a Gram matrix, relative to the largest: float32 factors that depend on each other leave about 1e-14."""
 
+_WELL_CONDITIONED: Final = 1e-3
 _OVERLAP_TENSORS: Final = 16
 
 SHARED: Final = 0.5
@@ -73,17 +74,17 @@ def core_of_factors(other: LowRankDelta, delta: LowRankDelta) -> Float64:
 
 
 class Subspaces(NamedTuple):
-    """The subspaces of a factored delta: b @ left and (right.T @ a).T have its singular vectors as columns.
+    """The subspaces of a factored delta: b @ left and (right.T @ a).T have orthonormal columns.
 
     Attributes:
         left: rank of the factors x rank of the delta.
         right: the same.
-        values: the singular values.
+        core: the delta between them, (b @ left)^T b a (right.T @ a)^T.
     """
 
     left: Float64
     right: Float64
-    values: Float64
+    core: Float64
 
     @classmethod
     def of(cls, delta: LowRankDelta) -> Subspaces:
@@ -96,12 +97,14 @@ class Subspaces(NamedTuple):
     def of_grams(cls, of_b: Float64, of_a: Float64) -> Subspaces:
         """The subspaces from b^T b and a a^T."""
         left, right = _orthonormalising(of_b), _orthonormalising(of_a)
-        inner = (left.T @ of_b) @ (right.T @ of_a).T
-        if not inner.size:
-            return cls(left[:, :0], right[:, :0], np.zeros(0))
-        u, values, v = np.linalg.svd(inner, full_matrices=False)
+        core = (left.T @ of_b) @ (right.T @ of_a).T
+        if left.shape[1] == right.shape[1] == len(of_b):
+            return cls(left, right, core)
+        if not core.size:
+            return cls(left[:, :0], right[:, :0], np.zeros((0, 0)))
+        u, values, v = np.linalg.svd(core, full_matrices=False)
         kept = values > math.sqrt(_SMALLEST) * values[0]
-        return cls(left @ u[:, kept], right @ v[kept].T, values[kept])
+        return cls(left @ u[:, kept], right @ v[kept].T, np.diag(values[kept]))
 
     def mean_square(self, core: Float64) -> float:
         """|U^T X V|^2 over the number of its elements, from the core b^T X a^T; 0 where there is no subspace."""
@@ -113,6 +116,15 @@ def _orthonormalising(gram: Float64) -> Float64:
     """T with T^T gram T = 1, over the directions in which `gram` is not zero but for rounding."""
     if not np.isfinite(gram).all():
         return np.zeros((len(gram), 0))
+    try:
+        lower = np.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        pass
+    else:
+        diagonal = lower.diagonal()
+        if diagonal.min() > _WELL_CONDITIONED * diagonal.max():  # the usual case, and far quicker
+            inverse: Float64 = np.linalg.inv(lower).T
+            return inverse
     values, vectors = np.linalg.eigh(gram)
     kept = values > _SMALLEST * max(values.max(initial=0.0), 0.0)
     found: Float64 = vectors[:, kept] / np.sqrt(values[kept])
@@ -125,8 +137,8 @@ class SharedFactors(NamedTuple):
     Attributes:
         one: a direction's name.
         other: the other's.
-        overlap: the share of `a`'s squared norm that lies in the row space of the other's `a`, as a mean over tensors and
-            both orders: 1 where they are the same, rank / columns where they are independent.
+        overlap: how much of `a`'s squared norm lies in the row space of the other's `a`, above what does by chance, as a mean
+            over tensors and both orders: 1 where they are the same, about 0 where they are independent.
     """
 
     one: str
@@ -153,8 +165,9 @@ def shared_factors(sources: Sequence[DeltaSource]) -> tuple[SharedFactors, ...]:
         for name in common[:: max(1, len(common) // _OVERLAP_TENSORS)]:
             sides = rows(first, name), rows(second, name)
             for (a, _), (_, basis) in (sides, sides[::-1]):
-                norm = float(np.vdot(a, a))
-                shares += [float(np.sum((a @ basis.T) ** 2)) / norm] if norm else []
+                norm, chance = float(np.vdot(a, a)), len(basis) / a.shape[1]
+                if norm and chance < 1:  # the row space of as many rows as columns is everything there is
+                    shares.append((float(np.sum((a @ basis.T) ** 2)) / norm - chance) / (1 - chance))
         if shares and float(np.mean(shares)) >= SHARED:
             found.append(SharedFactors(one.label, other.label, float(np.mean(shares))))
     return tuple(found)

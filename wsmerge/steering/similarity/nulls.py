@@ -76,14 +76,15 @@ class NullDirection:
         """Random orthogonal factors with the singular values of the direction's delta, float32."""
         delta, generator = self.source.low_rank(name), self._generator(name)
         subspaces, rank = Subspaces.of(delta), min(delta.rank, *self.shapes[name])
-        kept = subspaces.values.size
+        values = np.linalg.svd(subspaces.core, compute_uv=False)
+        kept = values.size
         b, a = (np.zeros(shape, np.float32) for shape in ((delta.shape[0], rank), (rank, delta.shape[1])))
         if self._keeps:
             left, right = (_orthogonal(generator, kept, kept) for _ in range(2))
             left, right = delta.b @ (subspaces.left @ left), delta.a.T @ (subspaces.right @ right)
         else:
             left, right = (_orthogonal(generator, side, kept) for side in self.shapes[name])
-        b[:, :kept], a[:kept] = left * subspaces.values, right.T
+        b[:, :kept], a[:kept] = left * values, right.T
         return LowRankDelta(b, a)
 
     def read_dense(self, name: str, start: int, out: NDArray[np.float32]) -> None:
