@@ -271,3 +271,38 @@ def test_recipes_in_a_circle_and_twice_the_same_name_are_refused(models, tmp_pat
         with pytest.raises(RecipeError):
             run(tmp_path / "out", text)
     assert {path.name for path in tmp_path.iterdir()} == {"base", "one", "two"}
+
+
+# --- plans ---
+
+
+def test_several_recipes_are_planned_as_they_are_merged(models, tmp_path):
+    middle = final_of(models, "./blend", name="middle")
+    text = text_of({"merge_method": "passthrough", "models": [{"model": "middle"}]}, middle, blend_of(models))
+    with wsmerge.plan(text) as planned:
+        assert [one.recipe.name for one in planned.needs] == ["blend", "middle"]
+        wanted = [(tensor.spec, tensor.step.method) for tensor in planned.merge.tensors]
+        bytes_read = planned.merge.read_bytes
+    merged = merge(tmp_path / "blend", {k: v for k, v in blend_of(models).items() if k != "name"})
+    merge(tmp_path / "middle", final_of(models, str(merged.out)))
+    with wsmerge.plan({"merge_method": "passthrough", "models": [{"model": str(tmp_path / "middle")}]}) as alone:
+        assert [(tensor.spec, tensor.step.method) for tensor in alone.merge.tensors] == wanted
+        assert alone.merge.read_bytes == bytes_read
+        assert alone.merge.shards == planned.merge.shards
+
+
+def test_what_is_wrong_with_a_later_recipe_is_told_by_its_plan(models):
+    layers = {"model": "blend", "layer_range": [0, 9]}
+    stack = {"merge_method": "passthrough", "slices": [{"sources": [layers]}]}
+    with pytest.raises(WsmergeError, match="has 3 layers"):
+        wsmerge.plan(text_of(blend_of(models), stack))
+
+
+def test_a_plan_of_several_recipes_is_not_carried_out_without_the_first(models, tmp_path):
+    with wsmerge.plan(text_of(blend_of(models), final_of(models))) as planned:
+        with pytest.raises(UsageError, match="never carried out"):
+            wsmerge.merge(planned, tmp_path / "out")
+        stand_ins = planned.merge.models
+        assert any("blend" in str(one.path) for one in stand_ins)
+    assert not any(one.path.exists() for one in stand_ins if "blend" in one.path.name)
+    assert not (tmp_path / "out").exists()

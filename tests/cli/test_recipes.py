@@ -201,3 +201,21 @@ def test_usage_errors_are_2(wsmerge):
     assert wsmerge("merge").code == 2
     assert wsmerge("no-such-command").code == 2
     assert wsmerge("--version").code == 0
+
+
+def test_several_recipes_of_one_file_are_planned_and_looked_at_with_dry_run(lab, wsmerge):
+    several = lab / "several.yml"
+    several.write_text(
+        f"name: steered\nbase_model: {lab / 'base'}\ndirections:\n  - direction: kind\n    weight: 0.5\n"
+        f"---\nmerge_method: linear\nmodels:\n"
+        f"- {{model: steered, parameters: {{weight: 1}}}}\n- {{model: {lab / 'base'}, parameters: {{weight: 1}}}}\n"
+    )
+    for command in (("plan", several), ("merge", several, lab / "out", "--dry-run")):
+        done = wsmerge(*command)
+        assert done.code == 0, done.err
+        assert done.out.index("recipe steered:") < done.out.index("the result:") < done.out.index("linear")
+    told = json.loads(wsmerge("plan", several, "--json").out)
+    assert [need["name"] for need in told["needs"]] == ["steered"]
+    assert told["write_bytes"] == told["needs"][0]["write_bytes"]
+    assert not (lab / "out").exists()
+    assert wsmerge("merge", several, lab / "base", "--dry-run").code != 0

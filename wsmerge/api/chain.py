@@ -12,7 +12,6 @@ methods that a user registered are made anew each time: nothing tells whether th
 from __future__ import annotations
 
 import importlib.metadata
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,8 +28,8 @@ from wsmerge.engine.placing import REPORT_FILE, place_of
 from wsmerge.engine.shards import file_stamp
 from wsmerge.engine.sidecars import carried_files
 from wsmerge.errors import UsageError
-from wsmerge.recipe import LoadedRecipe, ordered
-from wsmerge.recipe.chain import model_references
+from wsmerge.recipe import LoadedRecipe
+from wsmerge.recipe.chain import file_name, in_order, model_references
 from wsmerge.recipe.methods import METHODS
 
 if TYPE_CHECKING:
@@ -99,11 +98,9 @@ class _Chain:
         self._hub_bytes = self._hub_requests = 0
 
     def merge(self, recipes: Sequence[LoadedRecipe], folder: Path, out: Path, *, overwrite: bool) -> MergeReport:
-        sequence = [recipe for recipe, _ in ordered(recipes)]
-        result = next((recipe for recipe in recipes if recipe.name is None), sequence[-1])
-        for recipe in sequence:
-            if recipe is not result and recipe.name is not None:
-                self._done[recipe.name] = self._intermediate(recipe, recipe.name, folder, out, overwrite=overwrite)
+        needed, result = in_order(recipes)
+        for recipe, name in needed:
+            self._done[name] = self._intermediate(recipe, name, folder, out, overwrite=overwrite)
         with plan(result, store=self._store, settings=self._with_done()) as planned:
             report = merge_planned(planned, out, overwrite=overwrite, progress=self._progress)
         return replace(
@@ -117,7 +114,7 @@ class _Chain:
         with plan(recipe, store=self._store, settings=self._with_done()) as planned:
             check_out(planned, out, overwrite=overwrite)  # as in `merge`: before any work
             self._warnings += planned.warnings
-            place = folder / f"{_file_name(name)}-{self._key(planned)[:16]}"
+            place = folder / f"{file_name(name)}-{self._key(planned)[:16]}"
             is_registered = recipe.recipe.merge_method not in (None, *METHODS)
             if is_registered or not (place / REPORT_FILE).is_file():
                 report = merge_planned(planned, place, overwrite=is_registered, progress=self._progress)
@@ -145,11 +142,6 @@ class _Chain:
         return replace(self._settings, intermediates=dict(self._done))
 
 
-def _file_name(name: str) -> str:
-    """`name` as part of the name of a folder: a recipe may be called anything, `../blend` too."""
-    return re.sub(r"[^\w.-]", "_", name)
-
-
 @contextmanager
 def _folder(chosen: Path | str | None, out: Path, names: Sequence[str]) -> Iterator[Path]:
     """The folder of intermediate results; one beside `out`, removed at the end, where none was chosen."""
@@ -164,7 +156,7 @@ def _folder(chosen: Path | str | None, out: Path, names: Sequence[str]) -> Itera
     try:
         yield folder
     finally:
-        for made in (path for name in names for path in folder.glob(f"{_file_name(name)}-*")):
+        for made in (path for name in names for path in folder.glob(f"{file_name(name)}-*")):
             shutil.rmtree(made, ignore_errors=True)  # only room, if it cannot be removed
         with suppress(OSError):  # something else lies in it, or no result was made
             folder.rmdir()

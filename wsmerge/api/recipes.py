@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from wsmerge.api.findings import refuse_findings
@@ -15,6 +16,7 @@ from wsmerge.api.references import ks_of
 from wsmerge.api.settings import RecipeLike, Settings, loaded_recipes
 from wsmerge.core.closing import Closing
 from wsmerge.core.dtypes import dtype_named
+from wsmerge.core.tensor_file import encode_header
 from wsmerge.engine.locate import model_name
 from wsmerge.engine.merge import MergeJob, MergeReport, input_paths, run_merge
 from wsmerge.engine.merging.build import MergeRequest, PlannedMerge, plan_merge
@@ -22,9 +24,12 @@ from wsmerge.engine.merging.models import Models
 from wsmerge.engine.merging.raw import plan_raw
 from wsmerge.engine.placing import check_output
 from wsmerge.engine.plan import MergePlan, PlannedDirection, plan_steering
-from wsmerge.engine.sidecars import OutputFiles
-from wsmerge.errors import RecipeError
+from wsmerge.engine.shards import SINGLE_FILE
+from wsmerge.engine.sidecars import OutputFiles, write_beside
+from wsmerge.engine.sink import output_failure
+from wsmerge.errors import RecipeError, UsageError
 from wsmerge.recipe import Coefficients, LoadedRecipe, Recipe, parse_recipe, recipe_coefficients
+from wsmerge.recipe.chain import file_name, in_order
 
 if TYPE_CHECKING:
     from wsmerge.registry import Direction, Registry
@@ -47,6 +52,8 @@ class RecipePlan(Closing):
         files: what is written beside the weights.
         opened: models and directions, which `close` closes.
         inline: the directions in place of models, by reference.
+        needs: the plans of the file's other recipes, whose results this one may build on, in the order in which they are
+            carried out.
     """
 
     recipe: LoadedRecipe
@@ -57,6 +64,7 @@ class RecipePlan(Closing):
     files: OutputFiles
     opened: ExitStack
     inline: Mapping[str, Direction] = field(default_factory=dict)
+    needs: tuple[RecipePlan, ...] = ()
 
     def close(self) -> None:
         """Close models and directions."""
@@ -66,13 +74,18 @@ class RecipePlan(Closing):
 def plan(recipe: RecipeLike, *, store: Registry | None = None, settings: Settings | None = None) -> RecipePlan:
     """Check a recipe against its models and directions, and say what it will do; reads headers only.
 
+    Of a file with several recipes, the plan is that of the result, and `needs` has those of the others.
+
     Raises:
         RecipeError: what the recipe says does not hold; all of it, with lines.
         NotFoundError, BadReferenceError: a direction that is not there.
         CheckpointError: a model cannot be read; `BaseMismatchError` where a direction does not fit its base.
     """
-    loaded = _one(loaded_recipes(recipe))
     settings = settings or Settings()
+    recipes = loaded_recipes(recipe)
+    if len(recipes) > 1:
+        return _plan_of_several(recipes, store, settings)
+    loaded = recipes[0]
     noted = refuse_findings(loaded, strict=settings.strict)
     with ExitStack() as opened:
         models = opened.enter_context(
@@ -113,13 +126,20 @@ def check_out(planned: RecipePlan, out: Path | str, *, overwrite: bool = False) 
     Raises:
         OutputError, UsageError: with the reason and what to do.
     """
-    check_output(Path(out), input_paths(planned.merge), planned.merge.write_bytes, overwrite=overwrite)
+    for part in (*planned.needs, planned):
+        check_output(Path(out), input_paths(part.merge), part.merge.write_bytes, overwrite=overwrite)
 
 
 def merge_planned(
     planned: RecipePlan, out: Path | str, *, overwrite: bool = False, progress: Progress | None = None
 ) -> MergeReport:
     """Carry out a plan; see `wsmerge.merge`."""
+    if planned.needs:
+        raise UsageError(
+            "is a plan of several recipes, of which the first were never carried out",
+            where=str(planned.recipe.path) if planned.recipe.path else None,
+            hint="give `merge` the recipe's file in place of the plan",
+        )
     recipe = planned.recipe.recipe
     base = planned.merge.base
     job = MergeJob(
@@ -133,15 +153,31 @@ def merge_planned(
     return run_merge(planned.merge, job, progress)
 
 
-def _one(recipes: Sequence[LoadedRecipe]) -> LoadedRecipe:
-    if len(recipes) > 1:
-        names = ", ".join(recipe.name or "the unnamed one" for recipe in recipes)
-        raise RecipeError(
-            f"holds {len(recipes)} recipes ({names}), of which one can be planned at a time",
-            where=str(recipes[0].path) if recipes[0].path else None,
-            hint="`merge` carries out all of them, in order",
-        )
-    return recipes[0]
+def _plan_of_several(recipes: Sequence[LoadedRecipe], store: Registry | None, settings: Settings) -> RecipePlan:
+    needed, result = in_order(recipes)
+    done: dict[str, Path] = {}
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(TemporaryDirectory(prefix="wsmerge-plan-")))
+        plans: list[RecipePlan] = []
+        for one, name in needed:
+            plans.append(opened.enter_context(plan(one, store=store, settings=replace(settings, intermediates=done))))
+            done[name] = _stand_in(plans[-1], folder / file_name(name))
+        last = opened.enter_context(plan(result, store=store, settings=replace(settings, intermediates=done)))
+        return replace(last, needs=tuple(plans), opened=opened.pop_all())
+
+
+def _stand_in(planned: RecipePlan, folder: Path) -> Path:
+    """A checkpoint with the headers, configuration and tokenizer of a merge's result; its values are holes in the file."""
+    folder.mkdir()
+    try:
+        with (folder / SINGLE_FILE).open("wb") as file:
+            specs = [tensor.spec for tensor in planned.merge.tensors]
+            file.write(encode_header(specs, {"format": "pt"}))
+            file.truncate(file.tell() + sum(spec.nbytes for spec in specs))
+    except OSError as error:
+        raise output_failure(error, folder) from error
+    write_beside(planned.files, folder)
+    return folder
 
 
 def _planned(

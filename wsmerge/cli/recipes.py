@@ -70,7 +70,7 @@ def plan_command(
     plugin: Plugin = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a recipe will do, and write nothing.
+    """Show what a recipe will do, and write nothing; of a file with several recipes, what each will do.
 
     Prints, for each direction, which coefficient k applies in which layers and modules and which line of the recipe
     gave it; then the merge methods, the output files, the bytes to read and write, and the peak memory.
@@ -228,11 +228,20 @@ def merge_command(
 def _print_plan(output: Output, planned: RecipePlan) -> None:
     from wsmerge.recipe import coefficient_table
 
-    tables = [coefficient_table(item) for item in planned.coefficients]
-    output.data(planned.merge.to_dict() | {"coefficients": _tables_json(planned, tables)})
-    for direction, rows in zip(planned.directions, tables, strict=True):
-        _print_table(output, direction.label, rows)
-    _print_costs(output, planned)
+    plans = (*planned.needs, planned)
+    tables = [[coefficient_table(item) for item in one.coefficients] for one in plans]
+    *needs, result = [
+        one.merge.to_dict() | {"coefficients": _tables_json(one, rows)} for one, rows in zip(plans, tables, strict=True)
+    ]
+    names = [str(one.recipe.name) for one in planned.needs]
+    data = {"needs": [{"name": name, **need} for name, need in zip(names, needs, strict=True)]} if needs else {}
+    output.data(result | data)
+    for one, of_directions in zip(plans, tables, strict=True):
+        if needs:
+            output.text(f"recipe {one.recipe.name}:" if one.recipe.name else "the result:")
+        for direction, rows in zip(one.directions, of_directions, strict=True):
+            _print_table(output, direction.label, rows)
+        _print_costs(output, one)
 
 
 def _tables_json(planned: RecipePlan, tables: list[tuple[Row, ...]]) -> list[dict[str, Any]]:

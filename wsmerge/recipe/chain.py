@@ -6,6 +6,7 @@ models are looked at, so a merge may be called like its merge method.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from wsmerge.recipe.load import LoadedRecipe
 from wsmerge.recipe.merging import InputModel, ModelReference, ModelToken, OutputSlice, TokenizerSettings
 from wsmerge.recipe.schema import Recipe
 
-__all__ = ["intermediate", "model_references", "ordered", "referenced_models"]
+__all__ = ["file_name", "in_order", "intermediate", "model_references", "ordered", "referenced_models"]
 
 
 def model_references(recipe: Recipe) -> Iterator[tuple[Keys, ModelReference]]:
@@ -68,6 +69,24 @@ def ordered(recipes: Sequence[LoadedRecipe]) -> tuple[tuple[LoadedRecipe, tuple[
             raise _circle({str(recipe.name): (recipe, names) for recipe, names in waiting if recipe.name is not None})
         waiting = later
     return tuple(done)
+
+
+def in_order(recipes: Sequence[LoadedRecipe]) -> tuple[list[tuple[LoadedRecipe, str]], LoadedRecipe]:
+    """The recipes whose results may be needed, in the order of work and with their names; and the one that is the result.
+
+    The result is the recipe without a name, else the last in that order.
+
+    Raises:
+        RecipeError: as `ordered`.
+    """
+    sequence = [recipe for recipe, _ in ordered(recipes)]
+    result = next((recipe for recipe in recipes if recipe.name is None), sequence[-1])
+    return [(recipe, recipe.name) for recipe in sequence if recipe is not result and recipe.name is not None], result
+
+
+def file_name(name: str) -> str:
+    """The name of a recipe as part of the name of a folder: it may be called anything, `../blend` too."""
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def _needed(recipe: LoadedRecipe, names: Collection[str]) -> tuple[str, ...]:
