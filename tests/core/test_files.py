@@ -1,65 +1,99 @@
-"""Git LFS pointers are told from the files that they stand for."""
+"""Files and folders that survive a crash, and what a crash leaves of them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from wsmerge.core.files import refuse_lfs_pointer, refuse_lfs_pointers
-from wsmerge.core.tensor_file import TensorFile
-from wsmerge.engine.checkpoint import Checkpoint
-from wsmerge.engine.pickled import PickledFile
-from wsmerge.engine.shards import read_json_object
-from wsmerge.engine.sidecars import OutputFiles
-from wsmerge.errors import CheckpointError, PairsError, WsmergeError
-from wsmerge.registry.manifest import parse_manifest
-from wsmerge.steering.loading import load_model, load_tokenizer
-from wsmerge.steering.pairs.files import load_pairs
+from wsmerge.core.files import exchange, replace_synced, staged_folder, temporary_folder
 
-POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4' * 64}\nsize 29928734\n"
-READERS = {
-    "model.safetensors": TensorFile,
-    "pytorch_model.bin": PickledFile,
-    "config.json": read_json_object,
-    "pairs.jsonl": load_pairs,
-    "direction.json": lambda path: parse_manifest(path.read_bytes(), where=str(path)),
-}
+NUMBER = "0123456789abcdef" * 2
+ROOT = Path(__file__).parents[2]
+KILLED = """
+import os, sys
+from pathlib import Path
+from wsmerge.core.files import staged_folder
+with staged_folder(Path(sys.argv[1])) as staged:
+    (staged / "data").write_text("half")
+    os._exit(9)
+"""
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_a_pointer_is_named_as_one(tmp_path, name):
-    (tmp_path / name).write_text(POINTER)
-    with pytest.raises(WsmergeError, match="Git LFS pointer") as caught:
-        READERS[name](tmp_path / name)
-    assert str(tmp_path / name) in str(caught.value.where)
-    assert "git lfs pull" in str(caught.value.hint)
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_tokenizer_that_is_a_pointer_is_not_carried_over(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    OutputFiles(tmp_path)
-    for name in ("tokenizer.json", "tokenizer.model"):
-        (tmp_path / name).write_text(POINTER)
-    (tmp_path / "original.pth").write_text(POINTER)  # nothing reads it
-    with pytest.raises(CheckpointError, match=r"pointer .* \(tokenizer\.json, tokenizer\.model\)"):
-        OutputFiles(tmp_path)
+def test_what_a_killed_process_staged_goes_with_the_next_run(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], check=False, cwd=ROOT)
+    assert done.returncode == 9
+    (left,) = names(tmp_path)
+    assert left.startswith(".out.")
+    for other in (f".other.{NUMBER}.partial", ".out.mine.partial", f".out.{NUMBER}"):
+        (tmp_path / other).mkdir()
+    with staged_folder(tmp_path / "out") as staged:
+        (staged / "data").write_text("whole")
+    assert left not in names(tmp_path)
+    assert (tmp_path / "out" / "data").read_text() == "whole"
+    assert len(names(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer])
-def test_what_transformers_cannot_load_is_looked_at(tmp_path, load):
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
-    for name in ("model.safetensors", "tokenizer.json"):
-        (tmp_path / name).write_text(POINTER)
-    with pytest.raises(CheckpointError, match="Git LFS pointer"):
-        load(tmp_path)
+def test_what_a_running_process_stages_stays(tmp_path):
+    with staged_folder(tmp_path / "out") as mine:
+        (mine / "data").write_text("mine")
+        with temporary_folder(tmp_path, ".out.") as other:
+            assert mine.exists()
+            assert other.exists()
+        assert not other.exists()
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["data"]
 
 
-def test_a_shard_that_is_a_pointer(tmp_path):
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
-    (tmp_path / "model-1.safetensors").write_text(POINTER)
-    with pytest.raises(CheckpointError) as caught:
-        Checkpoint(tmp_path)
-    assert "Git LFS pointer" in str(caught.value)
+def test_old_files_of_killed_processes_go_and_others_stay(tmp_path):
+    old, new = (tmp_path / f".state.{digit * 32}.partial" for digit in "ab")
+    link = tmp_path / f".state.{'c' * 32}.partial"
+    old.write_text("half")
+    new.write_text("half")
+    link.symlink_to(tmp_path)
+    os.utime(old, (time.time() - 7200,) * 2)
+    replace_synced(tmp_path / "state", b"whole")
+    assert names(tmp_path) == [new.name, link.name, "state"]
 
 
-def test_other_files_pass(tmp_path):
-    refuse_lfs_pointer(b"version 2", "x", PairsError)
-    (tmp_path / "a").write_text("a" * 200)
-    refuse_lfs_pointers([tmp_path / "a", tmp_path / "b", tmp_path], PairsError)
+def test_nothing_of_another_user_is_deleted(tmp_path, monkeypatch):
+    (tmp_path / f".out.{NUMBER}.partial").mkdir()
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with temporary_folder(tmp_path, ".out."):
+        pass
+    assert names(tmp_path) == [f".out.{NUMBER}.partial"]
+
+
+def test_two_folders_exchange_their_names(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    assert exchange(tmp_path / "one", tmp_path / "two")
+    assert (names(tmp_path / "one"), names(tmp_path / "two")) == (["two"], ["one"])
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "one", tmp_path / "three")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.ENOTSUP])
+def test_a_system_that_cannot_exchange_says_so(tmp_path, monkeypatch, code):
+    class Library:
+        @staticmethod
+        def renameat2(*_arguments: object) -> int:
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_name, **_options: Library)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: code)
+    assert exchange(tmp_path / "one", tmp_path / "two") is False
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_name, **_options: object())
+    assert exchange(tmp_path / "one", tmp_path / "two") is False

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
+import stat
+import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,9 +34,12 @@ __all__ = [
     "replace_synced",
     "staged_folder",
     "sync_folder",
+    "temporary_folder",
 ]
 
 _CHUNK_BYTES: Final = 1 << 20
+_NUMBER_DIGITS: Final = 32
+_OLD_S: Final = 3600
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 _NO_EXCHANGE: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
@@ -77,6 +84,7 @@ def create_synced(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 def replace_synced(path: Path, data: bytes) -> None:
     """Write a file in place of the one at `path`, if any: a crash leaves the old bytes or the new ones."""
+    _sweep(path.parent, f".{path.name}.")
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         create_synced(staged, data)
@@ -117,26 +125,51 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
+def temporary_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path]:
+    """An empty folder in `parent` that is gone afterwards, unless it was renamed.
+
+    Those of the same prefix that killed processes left go first. A running process holds a lock on its own.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    _sweep(parent, prefix)
+    folder = parent / f"{prefix}{uuid.uuid4().hex}.partial"
+    held = -1
+    try:
+        while held < 0:
+            folder.mkdir(mode, parents=True, exist_ok=True)
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with suppress(OSError):  # some file systems of clusters know no locks; nobody sweeps there
+                fcntl.flock(held, fcntl.LOCK_EX)
+            if not folder.exists():  # taken for a leftover before it was locked
+                os.close(held)
+                held = -1
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if held >= 0:
+            os.close(held)
+
+
+@contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target`, which becomes `target` when the body ends without an error.
 
     Raises:
         OutputError: `target` exists and is no empty folder, or the file system refuses.
     """
-    staged = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
     try:
         _check_free(target)
-        staged.mkdir(parents=True)
-        yield staged
-        for path in staged.rglob("*"):
-            _sync(path)
-        sync_folder(staged)
-        staged.rename(target)
-        sync_folder(target.parent)
+        with temporary_folder(target.parent, f".{target.name}.") as staged:
+            yield staged
+            for path in staged.rglob("*"):
+                _sync(path)
+            sync_folder(staged)
+            staged.rename(target)
+            sync_folder(target.parent)
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror or error}", where=str(target)) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -150,6 +183,28 @@ def exchange(one: Path, other: Path) -> bool:
     if code in _NO_EXCHANGE:
         return False
     raise OSError(code, os.strerror(code), str(one), None, str(other))
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    """Delete what killed processes of this user left under `prefix`; what cannot be deleted is only room."""
+    for path in parent.glob(f"{glob.escape(prefix)}{'?' * _NUMBER_DIGITS}.partial"):
+        with suppress(OSError):
+            status = path.lstat()
+            if status.st_uid != os.geteuid():
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                _delete_unless_held(path)
+            elif status.st_mtime < time.time() - _OLD_S:  # a file is there for moments
+                path.unlink()
+
+
+def _delete_unless_held(folder: Path) -> None:
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    finally:
+        os.close(held)
 
 
 def _check_free(target: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from wsmerge.core.files import temporary_folder
 from wsmerge.errors import ConflictError, UsageError
 from wsmerge.registry.catalogue import Catalogue, Entry, store_reference
 from wsmerge.registry.compare import Difference, compare_directions
@@ -70,8 +71,8 @@ class Registry(Catalogue):
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder on this machine, for an artifact that is about to be published; gone afterwards."""
-        with tempfile.TemporaryDirectory(prefix="wsmerge-") as folder:
-            yield Path(folder)
+        with temporary_folder(Path(tempfile.gettempdir()), ".wsmerge-scratch-", mode=0o700) as folder:
+            yield folder
 
     @abstractmethod
     def tag(self, name: str, alias: str, target: str) -> Entry:

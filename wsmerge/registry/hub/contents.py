@@ -6,14 +6,14 @@ Anything else in the repository (other `evaluations/*.json`, `*.sig`, `.gitattri
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from wsmerge.core.digest import sha256_hex
-from wsmerge.core.files import copy_synced
+from wsmerge.core.files import copy_synced, temporary_folder
 from wsmerge.core.hub.commit import RepoCommit, git_blob_id
 from wsmerge.core.ranges import read_all
 from wsmerge.registry.artifact_reading import artifact_files
@@ -72,8 +72,8 @@ def contents_of(
             files.open(name).close()  # refuses what is no file of the folder, before the Hub's client follows links
         yield contents | {name: files.folder / name for name in rest}
         return
-    with TemporaryDirectory(prefix="wsmerge-push-") as folder:
-        yield contents | {name: _copied(files, name, Path(folder)) for name in rest}
+    with temporary_folder(Path(tempfile.gettempdir()), ".wsmerge-push-", mode=0o700) as folder:
+        yield contents | {name: _copied(files, name, folder) for name in rest}
 
 
 def _card(
