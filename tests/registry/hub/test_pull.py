@@ -200,6 +200,16 @@ def test_a_repository_whose_tensors_are_not_what_its_manifest_says_is_refused(hu
     assert store.survey().entries == ()
 
 
+def test_a_repository_whose_adapter_settings_change_the_delta_is_refused(hub, loopback, store, first):
+    settings = json.loads((first / "adapter_config.json").read_text()) | {"layers_to_transform": [0]}
+    commit = loopback.commit(REPO, {"adapter_config.json": json.dumps(settings).encode()})
+    with pytest.raises(VerificationError, match="not what the manifest says") as caught:
+        pull(hub, f"{REPO}@{commit}", store)
+    assert caught.value.details == ("adapter_config.json: layers_to_transform is set, which changes what PEFT does",)
+    assert store.survey().entries == ()
+    assert not list(store.paths.temporary.glob("pull-*"))
+
+
 def test_what_is_no_direction_is_refused(hub, loopback, store):
     loopback.make_repo("acme/model")
     with pytest.raises(DirectionError):
