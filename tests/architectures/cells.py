@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import logging
 import re
 import shutil
@@ -148,6 +149,7 @@ def judge(sources: Sources, recipe: str, folder: Path, *, theirs_too: bool = Tru
 
 def _compared(made: Case, ours: Path, theirs: Path, mergekit: str, sound: _Loaded | None) -> Cell:
     try:
+        _check_account(made, ours)
         loaded = made.check(ours)
     except UnsoundError as error:
         return Cell("fault", str(error), mergekit)
@@ -168,6 +170,8 @@ class Case:
         self._sources = sources
         self._name = name
         self._ranges = _RANGES.get(name, _cut)
+        self.folder = sources.base.parent
+        self.is_sliced = name in _RANGES
 
     def text(self, *, mergekits: bool = False) -> str:
         """The recipe, for mergekit on request; modules with the most layers are sliced alike, the others taken whole."""
@@ -363,6 +367,20 @@ def _equal(left: torch.Tensor, right: torch.Tensor | None) -> bool:
     if right is None or left.shape != right.shape or left.dtype != right.dtype:
         return False
     return torch.equal(left, right) or bool(torch.all((left == right) | (left.isnan() & right.isnan())))
+
+
+def _check_account(made: Case, out: Path) -> None:
+    """Hold that the report accounts for every stored tensor of every source, and that whole models lose none."""
+    for item in json.loads((out / "wsmerge.json").read_text())["models"]:
+        account = item["tensors"]
+        stored = len(read_tensors(made.folder / item["model"]))
+        counted = account["merged"] + account["carried"] + sum(part["count"] for part in account["left_out"])
+        if not counted == stored == account["stored"]:
+            raise UnsoundError(f"the account of {item['model']} has {counted} tensors, and {stored} are stored")
+        reasons = [part["reason"] for part in account["left_out"]]
+        lost = [reason for reason in reasons if not reason.startswith(("transformers computes it", "one tensor with"))]
+        if lost and not made.is_sliced:
+            raise UnsoundError(f"tensors are left out of whole models: {lost[0]}")
 
 
 def _stored_equal(ours: Path, theirs: Path) -> bool:
