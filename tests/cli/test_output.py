@@ -29,25 +29,31 @@ def store(tmp_path_factory):
 def shell(store, line: str) -> subprocess.CompletedProcess[str]:
     """Run `line` in bash, where `wsmerge` is the command line of this interpreter over `store`."""
     script = f'set -o pipefail; wsmerge() {{ "{sys.executable}" -m wsmerge "$@"; }}\n{line}'
-    # Programs that ask for colours in a pipe still want whole lines.
-    environment = {"WSMERGE_HOME": str(store), "COLUMNS": "40", "FORCE_COLOR": "1", "NO_COLOR": "1"}
+    environment = {"WSMERGE_HOME": str(store), "COLUMNS": "40"}
     return subprocess.run(
         ["/bin/bash", "-c", script], capture_output=True, text=True, env=os.environ | environment, check=False
     )
 
 
 def test_what_is_piped_is_one_line_a_row(store):
-    done = shell(store, f"wsmerge list | grep {NAME}@1.0.0")
-    assert done.returncode == 0
-    assert "an-alias-of-some-length, and-another-one" in done.stdout
+    for asked in ("", "FORCE_COLOR=1 NO_COLOR=1 "):  # who asks for colours in a pipe still wants whole lines
+        done = shell(store, f"{asked}wsmerge list | grep {NAME}@1.0.0")
+        assert done.returncode == 0
+        assert "an-alias-of-some-length, and-another-one" in done.stdout
     assert Store(store).resolve(NAME).version_digest in shell(store, f"wsmerge show {NAME} | cat").stdout
 
 
-@pytest.mark.parametrize("command", ["list", "--help", "lint --help", "--version", f"show {NAME} --json"])
+@pytest.mark.parametrize("command", ["list", "--help", "lint --help", "--version"])
 def test_a_full_stdout_is_told_in_one_line_and_fails(store, command):
     done = shell(store, f"wsmerge {command} > /dev/full")
     assert done.returncode == 1
     assert done.stderr == "error: the output cannot be written: No space left on device\n"
+
+
+def test_a_full_stdout_is_told_in_json_where_that_was_asked_for(store):
+    done = shell(store, f"wsmerge show {NAME} --json > /dev/full")
+    assert done.returncode == 1
+    assert json.loads(done.stderr)["error"]["code"] == "output"
 
 
 def test_a_failure_keeps_its_exit_code_whatever_becomes_of_the_streams(store):

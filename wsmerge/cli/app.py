@@ -122,12 +122,13 @@ def main() -> None:
     """Run the command line; the process ends with the exit code that the README lists."""
     # A job scheduler ends a run with SIGTERM: it leaves as little behind as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    as_json = "--json" in sys.argv
     with guarded_streams():
         try:
             app(prog_name="wsmerge")  # raises SystemExit: 0 done, 2 for a usage error, 130 for Ctrl-C
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except WsmergeError as error:
-            Output(as_json="--json" in sys.argv).error(error)
+            Output(as_json=as_json).error(error)
             code = error.exit_code
-        sys.exit(exit_code(code))
+        sys.exit(exit_code(code, as_json=as_json))

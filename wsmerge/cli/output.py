@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wsmerge.core.text import escaped_json, printable
-from wsmerge.errors import EXIT_FAILED, WsmergeError
+from wsmerge.errors import EXIT_FAILED, OutputError, WsmergeError
 
 __all__ = ["Output", "exit_code", "guarded_streams"]
 
@@ -220,14 +220,14 @@ def guarded_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def exit_code(code: int) -> int:
+def exit_code(code: int, *, as_json: bool) -> int:
     """The exit code of a command that ended with `code`: a failure, told on stderr, if its output could not be written."""
     _flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     failure = raw.failure if isinstance(raw, _StandardStream) else None
     if failure is None or failure.errno == errno.EPIPE:
         return code
-    Output().note(f"error: the output cannot be written: {failure.strerror}")
+    Output(as_json=as_json).error(OutputError(f"the output cannot be written: {failure.strerror}"))
     return code or EXIT_FAILED
 
 
