@@ -202,14 +202,18 @@ def test_a_single_file_cannot_be_inferred(tmp_path):
     assert "folder" in str(caught.value)
 
 
-def test_what_cannot_be_inferred_is_refused(tmp_path, monkeypatch):
+def test_what_cannot_be_inferred_is_read_off_the_names_that_all_inputs_store(tmp_path, monkeypatch):
     def fail(*_arguments):
         raise ValueError("No modules found in models")
 
     monkeypatch.setattr(mergekit("architecture.auto"), "infer_architecture_info", fail)
-    with (
-        Checkpoint(odd_model(tmp_path / "model")) as checkpoint,
-        pytest.raises(CheckpointError, match="cannot infer one: No modules") as caught,
-    ):
-        architecture_of([checkpoint])
-    assert "override_architecture" in str(caught.value)
+    with Checkpoint(odd_model(tmp_path / "one")) as one, Checkpoint(odd_model(tmp_path / "two")) as two:
+        architecture = architecture_of([one, two])
+        assert architecture.is_inferred
+        assert {weight.name for weight in all_weights(architecture, one.config)} == set(one.specs)
+        with Checkpoint(odd_model(tmp_path / "more", "more.weight")) as more:
+            with pytest.raises(CheckpointError, match="cannot infer one: No modules") as caught:
+                architecture_of([one, more])
+            assert "override_architecture" in str(caught.value)
+            with pytest.raises(CheckpointError, match="cannot infer one"):
+                architecture_of([one], as_mergekit=True)

@@ -15,7 +15,7 @@ from typing import Final
 from wsmerge.engine.architecture.config_values import config_value, counts_beyond
 from wsmerge.engine.architecture.definitions import definitions_of
 from wsmerge.engine.architecture.depth import tensors_in_memory
-from wsmerge.engine.architecture.live import PYTHON_DEFINED, inferred, python_defined
+from wsmerge.engine.architecture.live import PYTHON_DEFINED, CannotInferError, inferred, python_defined
 from wsmerge.engine.architecture.stored import is_covered, stored_architecture
 from wsmerge.engine.architecture.undefined import is_derived
 from wsmerge.engine.architecture.weights import Architecture, all_weights, resolve_name
@@ -73,16 +73,16 @@ def architecture_of(
     choices = [_choice(member, name) for member, name in zip(members, names, strict=True)]
     if any(choice.key is None for choice in choices):
         first = choices[0]
-        found = inferred(first.name, members, first.checkpoint, trust_remote_code=trust_remote_code)
-        return found if as_mergekit else _covering(found, members, cache or ConversionCache())
+        if as_mergekit:
+            return inferred(first.name, members, first.checkpoint, trust_remote_code=trust_remote_code)
+        return _covering(first, members, cache or ConversionCache(), trust_remote_code=trust_remote_code)
     if not allow_mixed:
         _refuse_mixed(choices)
     chosen = choices[0]
     defined = chosen.architecture or python_defined(chosen.name, chosen.checkpoint.config)
     if as_mergekit or overrides or not _is_of_other_checkpoints(defined, members, cache or ConversionCache()):
         return defined
-    found = inferred(chosen.name, members, chosen.checkpoint, trust_remote_code=trust_remote_code)
-    return _covering(found, members, cache or ConversionCache())
+    return _covering(chosen, members, cache or ConversionCache(), trust_remote_code=trust_remote_code)
 
 
 def _is_of_other_checkpoints(defined: Architecture, members: Sequence[Checkpoint], cache: ConversionCache) -> bool:
@@ -116,8 +116,17 @@ def _has_all(
     )
 
 
-def _covering(found: Architecture, members: Sequence[Checkpoint], cache: ConversionCache) -> Architecture:
-    """`found` where it covers what is stored, else the architecture by stored names, where all store the same."""
+def _covering(
+    first: _Choice, members: Sequence[Checkpoint], cache: ConversionCache, *, trust_remote_code: bool
+) -> Architecture:
+    """What is inferred where it covers what is stored, else the architecture by stored names, where all store the same."""
+    try:
+        found = inferred(first.name, members, first.checkpoint, trust_remote_code=trust_remote_code)
+    except CannotInferError:
+        stored = stored_architecture(Architecture(first.name, {}), members, cache)
+        if stored is None:
+            raise
+        return stored
     if all(is_covered(found, member, cache) for member in members):
         return found
     return stored_architecture(found, members, cache) or found

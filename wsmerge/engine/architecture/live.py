@@ -17,13 +17,17 @@ from wsmerge.engine.architecture.weights import Architecture, Config, Weight
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.errors import CheckpointError
 
-__all__ = ["PYTHON_DEFINED", "inferred", "python_defined"]
+__all__ = ["PYTHON_DEFINED", "CannotInferError", "inferred", "python_defined"]
 
 # Each architecture that mergekit defines in Python, and its class in mergekit.architecture.
 PYTHON_DEFINED: Final = {
     "AfmoeForCausalLM": "AfmoeModuleArchitecture",
     "Glm4MoeForCausalLM": "Glm4MoeModuleArchitecture",
 }
+
+
+class CannotInferError(CheckpointError):
+    """mergekit, or transformers for it, fails at making a model without weights."""
 
 
 @dataclass
@@ -89,7 +93,8 @@ def inferred(
         trust_remote_code: whether code that comes with a checkpoint may be run for that.
 
     Raises:
-        CheckpointError: nothing can be inferred.
+        CannotInferError: mergekit fails.
+        CheckpointError: the checkpoints are no folders of this machine.
     """
     from mergekit.architecture.auto import infer_architecture_info  # noqa: PLC0415 - takes seconds
     from mergekit.common import ModelPath, ModelReference  # noqa: PLC0415 - see above
@@ -122,7 +127,7 @@ def inferred(
         with _own_log():
             found = infer(tuple(map(reference, checkpoints)), reference(base), options)
     except Exception as error:
-        raise CheckpointError(
+        raise CannotInferError(
             f"no definition of {name} exists, and mergekit cannot infer one: {error}",
             where=str(base.path),
             hint="check config.json, or name a known architecture with override_architecture",
