@@ -315,6 +315,7 @@ WRAPPINGS = {
     "checkpointed": lambda key: key.replace(".self_attn.", "._checkpoint_wrapped_module.self_attn."),
     "FSDP": lambda key: key.replace(".mlp.", "._fsdp_wrapped_module.mlp."),
     "DistributedDataParallel": lambda key: f"module.{key}",
+    "Lightning": lambda key: f"model._orig_mod.{key}",
     "PEFT twice": lambda key: f"base_model.model.{key}",
     "no PEFT": lambda key: key.removeprefix("base_model.model."),
     "without the head": lambda key: key.replace("base_model.model.model.", "base_model.model."),

@@ -1,5 +1,6 @@
 """From what a user writes to a folder, without a network."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import huggingface_hub
@@ -9,7 +10,7 @@ from huggingface_hub import errors as hub
 from tests.builders import llama_shapes, make_checkpoint, random_tensors
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import hub_snapshot, locate_model, model_name, path_label
-from wsmerge.errors import CheckpointError
+from wsmerge.errors import CheckpointError, ModelAbsentError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -57,6 +58,43 @@ def test_a_hub_id_is_downloaded_without_what_is_not_needed(tmp_path, monkeypatch
     ]
     assert not [pattern for pattern in calls[0][1]["allow_patterns"] if pattern.endswith(".bin")]
     assert "consolidated*.safetensors" in calls[0][1]["ignore_patterns"]
+
+
+def test_a_model_of_which_the_cache_has_no_weights_is_absent_where_nothing_may_be_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+
+    def is_absent():
+        with suppress(ModelAbsentError):
+            return locate_model("acme/base", download=False) != tmp_path
+        return True
+
+    (tmp_path / "config.json").write_text("{}")
+    assert is_absent()
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}')
+    (tmp_path / "one.safetensors").write_text("x")
+    assert is_absent()
+    (tmp_path / "two.safetensors").write_text("x")
+    assert not is_absent()
+    index.write_text("no JSON")
+    assert not is_absent()  # what is wrong with it is told where it is read
+    index.unlink()
+    assert not is_absent()
+    assert locate_model("acme/base") == tmp_path
+
+
+def test_the_weights_of_modules_are_downloaded_too(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(_repo, **options):
+        asked.append((options["allow_patterns"][-1], options["ignore_patterns"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    (tmp_path / "model.safetensors").write_text("x")
+    (tmp_path / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]')
+    assert locate_model("acme/embedding") == tmp_path
+    assert asked[1:] == [("1_Pooling/*", []), ("2_Dense/*", [])]
 
 
 def test_pickles_are_downloaded_where_there_is_nothing_else(tmp_path, monkeypatch):

@@ -27,10 +27,9 @@ __all__ = ["AdapterContents", "Factors", "Layout", "read_contents"]
 Layout = Literal["linear", "transposed", "embedding"]
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-# What programs put around names: PEFT, once or twice, torch.compile, FSDP, activation checkpointing.
+# What programs put around names: PEFT, once or twice, behind whatever holds its model; torch.compile, FSDP, checkpointing.
 _WRAPPERS: Final = re.compile(
-    r"^(?:base_model\.model\.|_orig_mod\.|module\.(?=base_model\.))+"
-    r"|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+    r"^(?:.*\.)?base_model\.model\.|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 # Some programs leave the adapter's name in: `lora_A.default.weight`.
 _FACTOR: Final = re.compile(

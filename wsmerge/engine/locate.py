@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -241,16 +242,33 @@ def _download(repo: str, revision: str | None, *, only_here: bool) -> Path:
         for module in module_folders(folder):
             folder = download(f"{module}/*", ignored=())
     except hub.LocalEntryNotFoundError as error:
-        if not only_here:
-            raise _hub_failure(error, repo, revision) from error
-        raise ModelAbsentError(
-            "neither a folder here nor in the Hub's cache",
-            where=f"{repo}@{revision}" if revision else repo,
-            hint=f"download it to have it checked too: hf download {repo}",
-        ) from error
+        raise (_absent if only_here else partial(_hub_failure, error))(repo, revision) from error
     except (OSError, transport_error, hub.HFValidationError, hub.XetDownloadError) as error:
         raise _hub_failure(error, repo, revision) from error
+    if only_here and not _has_weights(folder):  # a configuration or a tokenizer, as transformers leaves them there
+        raise _absent(repo, revision)
     return folder
+
+
+def _absent(repo: str, revision: str | None) -> ModelAbsentError:
+    return ModelAbsentError(
+        "neither a folder here nor, with its weights, in the Hub's cache",
+        where=f"{repo}@{revision}" if revision else repo,
+        hint=f"download it to have it checked too: hf download {repo}",
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether the cached `folder` has tensor files, and all that an index names."""
+    indexes = list(folder.glob("*.index.json"))
+    for index in indexes:
+        try:
+            named = set(parse_json(read_whole(index, within=folder))["weight_map"].values())
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return True  # what is wrong with it is told where it is read
+        if all(isinstance(name, str) and (folder / name).is_file() for name in named):
+            return True
+    return not indexes and any((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
 
 
 def _download_beside(commit: RepoCommit) -> Path:

@@ -34,7 +34,9 @@ _IN_MEMORY_AND_STORED: Final = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
 )
+_MAX_HEADS: Final = 64
 _MAX_SUGGESTIONS: Final = 8
+_MAX_COMPARED: Final = 50_000
 
 
 class CheckpointNames:
@@ -49,7 +51,8 @@ class CheckpointNames:
     def __init__(self, names: Iterable[str], config: Mapping[str, Any] | None = None) -> None:
         self._names = frozenset(names)
         self._config = config
-        self._heads = sorted({name.partition(".")[0] for name in self._names})
+        heads = {name.partition(".")[0] for name in self._names}
+        self._heads = sorted(heads) if len(heads) <= _MAX_HEADS else []  # no model has as many
         self._suggested = 0
 
     def find(self, name: str) -> str | None:
@@ -76,7 +79,9 @@ class CheckpointNames:
     def suggestion(self, name: str) -> str:
         """`; near: ...` for a message about a name that was not found, or nothing."""
         self._suggested += 1
-        if self._suggested > _MAX_SUGGESTIONS:  # comparing is slow, and one wrong prefix repeats in every layer
+        if (
+            self._suggested > _MAX_SUGGESTIONS or len(self._names) > _MAX_COMPARED
+        ):  # comparing is slow, and one wrong prefix repeats in every layer
             return ""
         near = get_close_matches(name, sorted(self._names), n=2)
         return f"; near: {', '.join(near)}" if near else ""

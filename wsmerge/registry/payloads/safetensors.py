@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.opening import is_below, parse_json
 from wsmerge.core.ranges import ExpectingFile, RangeFile, read_all
 from wsmerge.core.tensor_file import TensorFile
@@ -85,8 +86,10 @@ def shard_names(files: ArtifactFiles) -> list[str]:
         TensorFileError: it is no index, or names what is no file beside it.
     """
     where = f"{files.label}/{INDEX_FILE}"
+    data = read_all(files.open(INDEX_FILE))
+    refuse_lfs_pointer(data, where, TensorFileError)
     try:
-        parsed: Any = parse_json(read_all(files.open(INDEX_FILE)))
+        parsed: Any = parse_json(data)
         names = set(parsed["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TensorFileError(f"is no index of shards: {error}", where=where) from error

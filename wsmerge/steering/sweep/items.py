@@ -15,6 +15,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.opening import MAX_ROWS_BYTES, parse_json, read_whole
 from wsmerge.errors import PairsError, Problems, UsageError
 from wsmerge.steering.sweep.measuring import Answers, Choice, Passages
@@ -100,6 +101,8 @@ def load_prompts(path: Path) -> list[Prompt]:
 
 def _read(path: Path) -> str:
     try:
-        return read_whole(path, limit=MAX_ROWS_BYTES).decode()
+        data = read_whole(path, limit=MAX_ROWS_BYTES)
+        refuse_lfs_pointer(data, str(path), UsageError)
+        return data.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot be read: {error}", where=str(path)) from error
