@@ -26,7 +26,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, other: str) -> No
         place.write_text("mine")
     else:
         place.mkdir()
-        (place / (ORIGIN_FILE if other == "another model" else "notes.txt")).write_text('{"model": "mine"}')
+        (place / (ORIGIN_FILE if other == "another model" else "notes.txt")).write_text('{"model": "acme/mine"}')
     with pytest.raises(OutputError, match="something else"):
         embedded.embedded_model(tmp_path, folder=place, wheel=tmp_path / "nowhere.whl")
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from tests.steering.tiny import save_tiny_base
+from tests.steering.tiny import save_tiny_base, tiny_model, tiny_tokenizer
 from wsmerge.errors import CheckpointError, UsageError
-from wsmerge.steering.loading import chosen_device, load_model
+from wsmerge.steering.evaluation import generate
+from wsmerge.steering.loading import chosen_device, load_model, load_tokenizer
 
 
 def changed(folder: Path, **settings: object) -> Path:
@@ -50,3 +52,15 @@ def test_devices(monkeypatch):
         assert chosen_device("auto") == name
     with pytest.raises(UsageError, match="is no device"):
         chosen_device("gpu")
+
+
+def test_a_vision_language_model_is_loaded_and_answers_text(tmp_path):
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    config = LlavaConfig(text_config=tiny_model().config, vision_config=vision, image_token_index=200)
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model, tokenizer = load_model(tmp_path, device="cpu"), load_tokenizer(tmp_path)
+    assert type(model) is LlavaForConditionalGeneration
+    assert len(generate(model, tokenizer, ["Is it?"], max_new_tokens=3)) == 1

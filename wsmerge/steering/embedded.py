@@ -237,6 +237,8 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
 def _publish(temporary: Path, folder: Path) -> None:
     """Give the finished folder its name; where another process was first, its folder stands."""
     temporary.chmod(0o755)
+    for file in temporary.iterdir():
+        file.chmod(0o644)
     try:
         temporary.rename(folder)
     except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from wsmerge.core.files import refuse_lfs_pointers
@@ -60,7 +60,7 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Pr
     wanted = dtype if dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
     with quiet_transformers():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = _auto_class(folder).from_pretrained(
                 folder, dtype=getattr(torch, wanted), output_loading_info=True
             )
         except Exception as error:
@@ -104,6 +104,14 @@ def load_tokenizer(folder: Path, template_args: Mapping[str, Any] | None = None)
         )
     bind_template_args(tokenizer, template_args or {})
     return tokenizer
+
+
+def _auto_class(folder: Path) -> Any:  # noqa: ANN401 - transformers' classes of classes have no common type
+    """What loads the model: vision-language models answer text too, and are no causal language models to transformers."""
+    of_images: Any = AutoModelForImageTextToText
+    kind = type(AutoConfig.from_pretrained(folder))
+    is_causal = kind in AutoModelForCausalLM._model_mapping  # noqa: SLF001 - transformers has no public question for it
+    return of_images if not is_causal and kind in of_images._model_mapping else AutoModelForCausalLM  # noqa: SLF001 - as above
 
 
 def _not_loaded(folder: Path, error: Exception) -> CheckpointError:

@@ -109,8 +109,9 @@ class _Placing:
     def add(self, source: DeltaSource, coefficients: Mapping[str, float]) -> None:
         """Place every delta of `source`."""
         by_slot: defaultdict[Slot, list[str]] = defaultdict(list)
-        for delta in source.shapes:
-            for slot in self._slots_of(source, delta):
+        shapes = source.shapes
+        for delta in shapes:
+            for slot in self._slots_of(source, delta, shapes):
                 by_slot[slot].append(delta)
         for slot, deltas in by_slot.items():
             first, *others = deltas
@@ -123,19 +124,19 @@ class _Placing:
             if k != 0:
                 self._slots[slot].addends.append(Addend(source, first, k))
 
-    def _slots_of(self, source: DeltaSource, delta: str) -> list[Slot]:
+    def _slots_of(self, source: DeltaSource, delta: str, shapes: Mapping[str, tuple[int, ...]]) -> list[Slot]:
         """The slot of the parameter named `delta`, and those of parameters that the direction's base ties to it."""
-        outs = [out for out, into in source.base.tied.items() if into == delta and out not in source.shapes]
-        found = [self._slot(source, delta, delta)]
-        found += [self._slot(source, out, delta) for out in outs if self._names.find(out, source) is not None]
+        outs = [out for out, into in source.base.tied.items() if into == delta and out not in shapes]
+        found = [self._slot(source, delta, shapes[delta])]
+        found += [self._slot(source, out, shapes[delta]) for out in outs if self._names.find(out, source) is not None]
         return list(dict.fromkeys(slot for slot in found if slot is not None))
 
-    def _slot(self, source: DeltaSource, name: str, delta: str) -> Slot | None:
+    def _slot(self, source: DeltaSource, name: str, shape: tuple[int, ...]) -> Slot | None:
         here = self._names.find(name, source)
         if here is None:
             self._problems.add(f"{source.label}: {self._names.missing(name, source)}")
             return None
-        parameter, shape = self._parameters[here], source.shapes[delta]
+        parameter = self._parameters[here]
         reason = obstacle(parameter)
         if reason:
             self._problems.add(f"{source.label}: {here} {reason}")
