@@ -196,3 +196,18 @@ def test_which_files_a_saved_tokenizer_replaces():
     assert is_tokenizer_file("additional_chat_templates/tool_use.jinja")
     assert not is_tokenizer_file("generation_config.json")
     assert not is_tokenizer_file("config.json")
+
+
+def test_a_configuration_of_sections_loses_no_added_token(tmp_path):
+    folders = {
+        "one": make_tokenizer(tmp_path / "one", ["hello", "world"], added=["<|a|>", "<x>"]),
+        "two": make_tokenizer(tmp_path / "two", ["hello", "zebra"], added=["<|b|>"]),
+    }
+    for folder in folders.values():
+        rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+        sections = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
+        text = {"model_type": "llama", "vocab_size": rows}
+        (folder / "config.json").write_text(json.dumps(sections | {"text_config": text}))
+    ours = built(models_of(folders), VocabularySettings("union"))
+    assert {"<|a|>", "<x>", "<|b|>"} <= ours.token_ids.keys()
+    assert all(ours.permutations[str(folders["two"])][ours.token_ids[token]] >= 0 for token in ("<|b|>", "zebra"))

@@ -74,6 +74,11 @@ class _ById:
     def get_vocab(self) -> dict[str, int]:
         return _by_id(self._tokenizer.get_vocab())
 
+    @property
+    def vocab_size(self) -> int:
+        """One past the last id; without it mergekit drops added tokens where it finds no size in the configuration."""
+        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
+
 
 class _Builder:
     """Builds one vocabulary; the first of the models is the base."""
