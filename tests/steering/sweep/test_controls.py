@@ -222,8 +222,13 @@ def test_batches_do_not_change_a_divergence(lab):
 
 def test_a_curve_is_read_between_its_points():
     changes = np.array([[0.0, 0.0], [1.0, 3.0], [2.0, 8.0]])
-    curve = Curve((0.0, 1.0, 4.0), (0.0, 0.2, 0.6), changes)
-    for cost, k, values in ((0.1, 0.5, [0.5, 1.5]), (0.2, 1.0, [1, 3]), (0.5, 3.25, [1.75, 6.75]), (9.0, 4.0, [2, 8])):
+    curve = Curve((0.0, 1.0, 4.0), (0.0, 0.04, 0.36), changes)
+    for cost, k, values in (
+        (0.01, 0.5, [0.5, 1.5]),
+        (0.04, 1.0, [1, 3]),
+        (0.25, 3.25, [1.75, 6.75]),
+        (9.0, 4.0, [2, 8]),
+    ):
         found = reading_at(curve, cost)
         assert found.strength == pytest.approx(k)
         assert found.changes == pytest.approx(np.array(values))
@@ -232,8 +237,8 @@ def test_a_curve_is_read_between_its_points():
 @pytest.mark.parametrize(("towards", "expected"), [(1.0, (2.0, 0.5)), (-1.0, (-2.0, 1.0)), (0.0, (2.0, 1.0))])
 def test_the_better_sign_of_the_other_method_counts(towards, expected):
     ours = Curve((0.0, 1.0), (0.0, 0.4), np.array([[0.0] * 4, [1.0, 2.0, 3.0, 2.0]]))
-    up = Curve((0.0, 1.0), (0.0, 0.8), np.array([[0.0] * 4, [1.0, 1.0, 0.0, 2.0]]))
-    down = Curve((0.0, -1.0), (0.0, 0.8), np.array([[0.0] * 4, [-2.0, -2.0, -1.0, -3.0]]))
+    up = Curve((0.0, 1.0), (0.0, 1.6), np.array([[0.0] * 4, [1.0, 1.0, 0.0, 2.0]]))
+    down = Curve((0.0, -1.0), (0.0, 1.6), np.array([[0.0] * 4, [-2.0, -2.0, -1.0, -3.0]]))
     samples = Samples.of("behaviour", np.zeros(4), "mean")
     found = compare(("a", "b"), ours, [up, down], cost=("KL", 0.4), towards=towards, samples=samples)
     assert found.effects == pytest.approx(expected)

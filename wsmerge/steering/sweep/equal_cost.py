@@ -1,14 +1,16 @@
 """Methods compared at equal cost: what each reaches where both have changed the model by as much.
 
 A method has a curve for each sign of k: from k = 0, which costs nothing and changes nothing, through its measured strengths.
-Between two of them cost and change of every item are taken as linear in k, so that two curves can be read at one cost. The
-difference of the two readings is paired, item by item; its interval takes the cost as given.
+Between two of them the change of every item is taken as linear in k and the root of the cost too, as KL grows with the square
+of k near 0: so two curves can be read at one cost. The difference of the two readings is paired, item by item; its interval
+takes the cost as given.
 
 Of the other method the sign with the larger effect is taken, which is in its favour.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -105,7 +107,8 @@ def reading_at(curve: Curve, cost: float) -> Reading:
     for place in range(1, len(curve.costs)):
         low, high = curve.costs[place - 1 : place + 1]
         if low <= cost <= high and low < high:
-            part = (cost - low) / (high - low)
+            roots = [math.sqrt(max(0.0, value)) for value in (low, cost, high)]
+            part = (roots[1] - roots[0]) / (roots[2] - roots[0]) if roots[0] < roots[2] else 1.0
             ends = zip(curve.strengths[place - 1 : place + 1], curve.changes[place - 1 : place + 1], strict=True)
             (k, before), (next_k, after) = ends
             return Reading(k + part * (next_k - k), (1 - part) * before + part * after)

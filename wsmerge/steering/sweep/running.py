@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from wsmerge.errors import NonFiniteError, UsageError
 from wsmerge.steering.baselines.method import Method, Subject
@@ -216,14 +216,16 @@ class Sweep:
     def _extend(self, control: Contestant, figure: str, cost: float) -> None:
         """Measure a random direction at larger strengths, of each sign, until it costs as much as what it is held against."""
         for sign in (-1, 1):
-            strength = max((sign * key.strength for key in self._measured(control.label)), default=0.0)
-            strength = max(strength, 0.5)
-            for _ in range(_DOUBLINGS):
-                curves = [one for one in self._curves(control.label, figure) if sign * one.strengths[-1] > 0]
-                costs = curves[0].costs if curves else (0.0,)
-                if max(costs) >= cost or costs[-1] < max(costs):  # reached, or grows no further
-                    break
-                strength *= 2
+            strength = 1.0
+            for _ in range(_EXTENSIONS):
+                curve = next((one for one in self._curves(control.label, figure) if sign * one.strengths[-1] > 0), None)
+                if curve is not None:
+                    last, most = curve.costs[-1], max(curve.costs)
+                    if most >= cost or last < most:  # reached, or grows no further
+                        break
+                    # KL grows about with the square of k; a little more than that reaches the cost.
+                    step = 1.1 * math.sqrt(cost / last) if last > 0 else math.inf
+                    strength = float(f"{sign * curve.strengths[-1] * min(max(step, 1.1), _LARGEST_STEP):.3g}")
                 self._measure(control, sign * strength, self._config.shown)
 
     def _measured(self, label: str) -> list[PointKey]:
@@ -303,7 +305,7 @@ def _same(subject: Subject) -> Callable[[], AbstractContextManager[Subject]]:
 _HALVINGS = 4
 """Of the strength at which layers are tried, where it is over the budget at all of them."""
 
-_DOUBLINGS = 6
-"""Of a random direction's largest strength: its KL grows about with the square, and comes to 4,000 times as much."""
+_EXTENSIONS: Final = 5
+_LARGEST_STEP: Final = 16.0
 
 _SPLITS: tuple[Split, Split] = ("validation", "test")
