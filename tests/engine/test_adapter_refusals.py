@@ -200,3 +200,18 @@ def test_settings_that_are_no_json_object_have_a_next_step(tmp_path, base, text)
     with Checkpoint(base) as checkpoint, pytest.raises(CheckpointError, match="JSON") as caught:
         Adapter(folder, checkpoint)
     assert caught.value.hint
+
+
+def test_a_module_that_is_only_made_on_loading_is_told_as_such(tmp_path):
+    """NomicBert's projections are one stored tensor; no factors of one of them are a tensor's."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    model = transformers.NomicBertModel(transformers.NomicBertConfig(**sizes, num_attention_heads=2))
+    model.save_pretrained(tmp_path / "base")
+    with Checkpoint(tmp_path / "base") as base:
+        assert any("Wqkv" in name for name in base.specs)
+        parameter = next(name for name, _ in model.named_parameters() if name.endswith("q_proj.weight"))
+        adapter = make_adapter(tmp_path / "adapter", {parameter: (16, 16)})
+        with pytest.raises(AdapterError, match=r"is made of .*Wqkv.* on loading") as caught:
+            Adapter(adapter, base)
+        assert "merge_and_unload" in str(caught.value.hint)

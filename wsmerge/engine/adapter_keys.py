@@ -279,7 +279,12 @@ class _Reading:
         """The base's name of what `key` holds; where there is none, that is noted."""
         found = self._names.find(name)
         if found is None:
-            self._problems.add(f"{key}: {self._base.label} has no {name}{self._names.suggestion(name)}")
+            sources = self._names.made_of(name)
+            if sources:
+                told = f"{name} is made of {', '.join(sources[:3])} on loading, and is no tensor of {self._base.label}"
+                self._problems.add(f"{key}: {told}", MERGE_FIRST)
+            else:
+                self._problems.add(f"{key}: {self._base.label} has no {name}{self._names.suggestion(name)}")
         return found
 
     def _stored(self, name: str) -> TensorSpec:

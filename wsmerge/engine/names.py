@@ -62,9 +62,18 @@ class CheckpointNames:
         found = {spelling for spelling in self._spellings(name) if spelling in self._names}
         if len(found) == 1:
             return found.pop()
-        if self._config is None or not may_convert(self._config):
-            return None
-        return self.loaded.stored(name) if self.loaded is not None else None
+        loaded = self._converted
+        return (loaded.stored(name) or loaded.respelled(name)) if loaded is not None else None
+
+    def made_of(self, name: str) -> tuple[str, ...]:
+        """The checkpoint's tensors that the parameter called `name` in memory is made of; empty where none is known."""
+        loaded = self._converted
+        return loaded.sources.get(name, ()) if loaded is not None else ()
+
+    @property
+    def _converted(self) -> ModelNames | None:
+        """The names in memory, where some may be others than the stored ones."""
+        return self.loaded if self._config is not None and may_convert(self._config) else None
 
     @cached_property
     def loaded(self) -> ModelNames | None:
@@ -124,18 +133,22 @@ class ModelNames:
         prefix = inner.base_model_prefix if inner is not None else None
         held = dict.fromkeys(parameters if parameters is not None else model.state_dict(), True)
 
-        sources: dict[str, list[str]] = {}
-        self.converted: set[str] = set()
-        # Some renamings depend on the names before them, so the order is the loader's.
-        for name in sorted(stored, key=loading.dot_natural_key):
+        def loaded_as(name: str) -> tuple[list[str], bool]:
             found, pattern = loading.rename_source_key(name, renamings, converters, prefix, held)
             if found not in held and name in held:  # a name in memory already, which a renaming happens to match
                 found, pattern = loading.rename_source_key(name, [], [], prefix, held)
             made = (found,) if pattern is None else spread_targets(found, targets_of[pattern])
-            for target in made:
-                if target in held:
-                    sources.setdefault(target, []).append(name)
-                    self.converted |= {target} if pattern is not None else set()
+            return [target for target in made if target in held], pattern is not None
+
+        self._loaded_as = loaded_as
+        sources: dict[str, list[str]] = {}
+        self.converted: set[str] = set()
+        # Some renamings depend on the names before them, so the order is the loader's.
+        for name in sorted(stored, key=loading.dot_natural_key):
+            targets, is_converted = loaded_as(name)
+            for target in targets:
+                sources.setdefault(target, []).append(name)
+            self.converted.update(targets if is_converted else ())
         self.model = model
         self.sources: Mapping[str, tuple[str, ...]] = {target: tuple(names) for target, names in sources.items()}
         self._in_memory = {
@@ -148,6 +161,11 @@ class ModelNames:
         """The stored name of the parameter that is called `name` in memory; None where it is not held as it is stored."""
         sources = self.sources.get(name, ())
         return sources[0] if len(sources) == 1 and name not in self.converted else None
+
+    def respelled(self, name: str) -> str | None:
+        """The stored name of the tensor that another checkpoint of the model would store as `name`."""
+        targets, is_converted = self._loaded_as(name)
+        return self.stored(targets[0]) if len(targets) == 1 and not is_converted else None
 
     def in_memory(self, name: str) -> str | None:
         """The name in memory of the tensor that is stored as `name`; None where no parameter holds it as it is."""
