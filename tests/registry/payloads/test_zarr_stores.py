@@ -25,7 +25,6 @@ from wsmerge.registry import Direction, Store, open_direction_folder, verify_dir
 from wsmerge.registry.files import FolderFiles
 from wsmerge.registry.objects import MemoryObjects, ObjectRegistry
 from wsmerge.registry.payloads.zarr_keys import get_bytes, put_bytes
-from wsmerge.registry.payloads.zarr_reading import ZarrPayload
 from wsmerge.registry.payloads.zarr_stores import FilesStore
 from wsmerge.registry.zarr_direction import open_zarr_direction, write_zarr_direction
 
@@ -216,7 +215,7 @@ def test_every_file_and_folder_of_a_version_is_synced(tmp_path, monkeypatch):
     assert len(wanted) > 30
 
 
-def test_a_registry_in_an_object_store_holds_it_and_reads_it_by_chunk(tmp_path, plain):
+def test_a_registry_in_an_object_store_holds_it_and_hashes_what_it_reads(tmp_path, plain):
     registry = ObjectRegistry(MemoryObjects())
     with open_zarr_direction(LocalStore(tmp_path / "zarr/direction.zarr")) as packed:
         entry = registry.publish(packed)
@@ -226,7 +225,8 @@ def test_a_registry_in_an_object_store_holds_it_and_reads_it_by_chunk(tmp_path, 
     for label in (entry.label, renamed.label):
         with registry.open(label) as direction:
             assert direction.files.folder is None
-            assert isinstance(direction.payload, ZarrPayload)
+            assert direction.payload.verified
+            assert "direction.zarr/zarr.json" in direction.files.names()
             assert verify_direction(direction) == ()
             out = np.empty(100, np.float32)
             direction.read_dense(DENSE, 333, out)
