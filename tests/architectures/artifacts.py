@@ -1,7 +1,7 @@
 """Every class of transformers that can be built small, adapted by PEFT: `make test-architectures`.
 
 An adapter over its linear layers becomes a direction. What PEFT merges of that as it lies, if it is an adapter, and what
-wsmerge merges, are what PEFT merges in the model that it trained. (PEFT does not load all adapters that it saves.) `ARCH` limits the run to classes whose name it is found in.
+wsmerge merges or adds to a loaded model, are what PEFT merges in the model that it trained. (PEFT does not load all adapters that it saves.) `ARCH` limits the run to classes whose name it is found in.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def test_peft_loads_the_artifact_of_an_adapter(model_type, name, tmp_path):
     with direction:
         assert direction.payload.adapter == (direction.manifest.adapter_obstacle is None)
         is_adapter = direction.payload.adapter
+        _check_steered(_load(name, base), direction, expected)
     if is_adapter:
         adapted: Any = quietly(PeftModel.from_pretrained, _load(name, base), str(artifact))
         _check_same(adapted.merge_and_unload().state_dict(), expected)
@@ -89,6 +90,15 @@ def _train(model: Any, folder: Path) -> Mapping[str, torch.Tensor]:
     adapted.save_pretrained(folder, save_embedding_layers=False)
     found: Mapping[str, torch.Tensor] = adapted.merge_and_unload().state_dict()
     return found
+
+
+def _check_steered(model: Any, direction: wsmerge.Direction, expected: Mapping[str, torch.Tensor]) -> None:
+    """Steering in memory at 1 gives what PEFT merges, and every bit comes back."""
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with wsmerge.steer(model, {direction: 1.0}):
+        _check_same(model.state_dict(), expected)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
 
 
 def _load(name: str, folder: Path) -> Any:
