@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -56,9 +56,13 @@ class ConversionCache(Closing):
 
     Threads may share it. It holds two tensors of each checkpoint, since reading block by block meets at most the end of one and
     the start of the next.
+
+    Attributes:
+        found: what `find_conversion` found, by checkpoint, adapted model, name and aliases of the weight.
     """
 
     def __init__(self) -> None:
+        self.found: dict[Hashable, ConvertedTensor | None] = {}
         self._lock = threading.Lock()
         self._reachable: dict[Checkpoint, Mapping[str, frozenset[str]]] = {}
         self._held: dict[Holder, OrderedDict[str, memoryview]] = {}
@@ -92,6 +96,7 @@ class ConversionCache(Closing):
         with self._lock:
             self._held.clear()
             self._reachable.clear()
+            self.found.clear()
 
 
 class ConvertedTensor:
@@ -166,13 +171,15 @@ def find_conversion(
     Raises:
         CheckpointError: the conversion fails for these shapes.
     """
-    for target in (weight.name, *weight.aliases):
-        names = cache.sources(checkpoint, target)
-        if names:
-            found = _converted(checkpoint, adapted, weight.name, target, names, cache)
-            if found is not None:
-                return found
-    return None
+    key = checkpoint, adapted, weight.name, weight.aliases
+    if key not in cache.found:
+        made = (
+            _converted(checkpoint, adapted, weight.name, target, names, cache)
+            for target in (weight.name, *weight.aliases)
+            if (names := cache.sources(checkpoint, target))
+        )
+        cache.found[key] = next((tensor for tensor in made if tensor is not None), None)
+    return cache.found[key]
 
 
 def _converted(

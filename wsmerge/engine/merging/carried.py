@@ -8,7 +8,7 @@ prediction) are carried over with all the others; slices do not say where they g
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wsmerge.core.layers import layer_position
 from wsmerge.core.tensors import StoredName
@@ -131,6 +131,7 @@ class LeftOut:
     undefined: Mapping[Model, Sequence[str]]
     noted: Mapping[StoredName, str]
     mergekit_bugs: bool
+    _known_stacks: dict[tuple[str, Model], set[str]] = field(default_factory=dict)
 
     def __call__(self, source: Checkpoint | Adapter, name: str) -> str | None:
         """The reason; None where there is none."""
@@ -152,7 +153,7 @@ class LeftOut:
             return "the recipe takes nothing but the configuration of this model"
         place, config = layer_position(name), models[0].config
         for module in self.modules:
-            if place and place.stack in _stacks_of(module, models[0]):
+            if place and place.stack in self._stacks(module, models[0]):
                 if place.layer >= module.architecture.num_layers(config):
                     return "past the layers that config.json counts: slices do not say where it goes"
                 layers = [source.layers for part in module.slices for source in part.sources if source.model in models]
@@ -179,6 +180,13 @@ class LeftOut:
         )
         layers = (module.architecture.layer(models[0].config, layer) for layer in others)
         return any(name in weight.names for weights in layers for weight in weights)
+
+    def _stacks(self, module: Module, model: Model) -> set[str]:
+        """As `_stacks_of`, which takes long for each of many thousand experts."""
+        key = module.name, model
+        if key not in self._known_stacks:
+            self._known_stacks[key] = _stacks_of(module, model)
+        return self._known_stacks[key]
 
     def _takes_part(self, models: Sequence[Model], part: Slice) -> bool:
         return any(source.model in models for source in part.sources)
