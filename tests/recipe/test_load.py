@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -324,3 +327,18 @@ def test_what_is_no_weight_in_python(value, problem):
     with pytest.raises(RecipeError) as caught:
         weight_from(value)
     assert caught.value.details[0].startswith(problem)
+
+
+def test_a_recipe_may_come_through_a_pipe(tmp_path):
+    """As from `wsmerge lint <(...)`; what has no writer or no end is refused."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as file:
+        file.write("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n")
+    try:
+        assert load_recipe(Path(f"/dev/fd/{reading}")).recipe.merge_method == "linear"
+    finally:
+        os.close(reading)
+    os.mkfifo(tmp_path / "nobody-writes")
+    for path, told in ((tmp_path / "nobody-writes", "a FIFO"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(RecipeError, match=told):
+            load_recipe(path)

@@ -35,6 +35,7 @@ MAX_ROWS_BYTES: Final = 1 << 30
 """Of a file of rows: pairs, prompts, journals."""
 
 _MAX_DIGITS: Final = 308
+_OWN_DESCRIPTORS: Final = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 _REPOSITORIES: Final = ("models--", "datasets--", "spaces--")
 _KINDS: Final = (
     (stat.S_ISFIFO, "a FIFO"),
@@ -44,19 +45,23 @@ _KINDS: Final = (
 )
 
 
-def open_regular(path: Path, *, within: Path | None = None) -> int:
+def open_regular(path: Path, *, within: Path | None = None, pipe: bool = False) -> int:
     """Open a file for reading and return its descriptor.
 
     Args:
         path: the file.
         within: a folder above it that it must not leave by links; None for a file that the user named.
+        pipe: whether a pipe that this process holds is fine, as the shell makes for `<(...)`: it has a writer.
 
     Raises:
         OSError: as of `os.open`; and where it is no regular file, or leaves the folder, said in `strerror`.
     """
     if within is not None:
         check_held(path, within)
-    _check_regular(os.stat(path), path)  # noqa: PTH116 - before it is opened: opening a device can do something
+    status = os.stat(path)  # noqa: PTH116 - before it is opened: opening a device can do something
+    if pipe and stat.S_ISFIFO(status.st_mode) and str(path).startswith(_OWN_DESCRIPTORS):
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    _check_regular(status, path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _check_regular(os.fstat(descriptor), path)

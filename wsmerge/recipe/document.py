@@ -213,7 +213,7 @@ def read_text(path: Path) -> str:
         RecipeError: it cannot be read, is too large to be one, or is no text.
     """
     try:
-        with os.fdopen(open_regular(path), "rb") as file:
+        with os.fdopen(open_regular(path, pipe=True), "rb") as file:
             data = file.read(_LARGEST + 1)
     except OSError as error:
         raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
