@@ -35,8 +35,8 @@ Keys = tuple[str | int, ...]
 _TAG: Final = "tag:yaml.org,2002:"
 _MARKER: Final = re.compile(r"^---(?=\s)", re.MULTILINE)
 _MERGE: Final = f"{_TAG}merge"
-_LARGEST: Final = 1 << 24  # bytes; a checkpoint given by mistake is not read whole
-_MOST_NODES: Final = 1 << 20  # with each alias and merge key (`<<`) counted as what it stands for
+_LARGEST: Final = 1 << 22  # bytes, which PyYAML reads in seconds; a checkpoint given by mistake is not read whole
+_MOST_VALUES: Final = 1 << 18  # with each alias and merge key (`<<`) counted as what it stands for
 
 
 def spell(keys: Keys) -> str:
@@ -130,6 +130,17 @@ class _Loader(yaml.SafeLoader):
         if not node.value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in node.value):
             raise yaml.MarkedYAMLError(problem="half a surrogate pair is no text", problem_mark=node.start_mark)
         return node
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 - a node or a number
+        """PyYAML's, for as many nodes as a file of settings can have."""
+        self._composed += 1
+        if self._composed > _MOST_VALUES:
+            raise _too_many("it has")
+        return super().compose_node(parent, index)
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:  # noqa: ANN401 - a number, a truth value or text
         kind = node.tag.rpartition(":")[2]
@@ -261,10 +272,15 @@ def _nodes(loader: _Loader) -> Iterator[yaml.Node]:
     while loader.check_node():
         node = loader.get_node()
         if node is not None:
-            if _expanded(node, {}) > _MOST_NODES:
-                hint = "write out what is meant, without aliases of aliases"
-                raise yaml.MarkedYAMLError(problem=f"its aliases make more than {_MOST_NODES:,} values of it; {hint}")
+            if _expanded(node, {}) > _MOST_VALUES:
+                raise _too_many("its aliases make")
             yield node
+
+
+def _too_many(what: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(
+        problem=f"{what} more than {_MOST_VALUES:,} values, and no file of settings needs as many"
+    )
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:

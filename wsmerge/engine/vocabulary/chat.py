@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.opening import parse_json, read_whole
 from wsmerge.engine.vocabulary.vocabulary import saved_files
 from wsmerge.errors import CheckpointError, RecipeError
@@ -66,7 +67,9 @@ def stored_template(folder: Path) -> str | None:
     default = folder / "chat_template.jinja"
     try:
         if default.is_file():
-            return read_whole(default, within=folder).decode()
+            data = read_whole(default, within=folder)
+            refuse_lfs_pointer(data, str(default), CheckpointError)
+            return data.decode()
         if any((folder / "additional_chat_templates").glob("*.jinja")):
             return None  # transformers takes these, none of which is the default, for all there are
         config = folder / "tokenizer_config.json"

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from wsmerge.engine.shards import read_json_object
 from wsmerge.engine.vocabulary.chat import stored_template
+from wsmerge.errors import CheckpointError
 
 __all__ = ["own_tokenizer"]
 
@@ -24,10 +25,14 @@ def own_tokenizer(
         kept: the checkpoint whose tokenizer the output gets.
         tokens: the output's tokens, where they are not those of `kept`.
         with_template: whether chat templates are compared too.
-
-    Raises:
-        CheckpointError: a file of either that cannot be read.
     """
+    try:
+        return _told(folder, kept, tokens, with_template=with_template)
+    except CheckpointError as error:
+        return f"it cannot be read ({error.message})"
+
+
+def _told(folder: Path, kept: Path, tokens: Collection[str] | None, *, with_template: bool) -> str | None:
     told = []
     own = list(dict.fromkeys(_tokens(folder)))
     known = set(_tokens(kept) if tokens is None else tokens) if own else set()
