@@ -21,6 +21,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -38,7 +39,7 @@ from wsmerge.engine.architecture.live import inferred
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.plan import PlanOptions
 
-__all__ = ["MERGES", "RECIPES", "Case", "Cell", "Sources", "UnsoundError", "judge"]
+__all__ = ["MERGES", "RECIPES", "Case", "Cell", "Sources", "UnsoundError", "asked_once", "judge"]
 
 MERGES: Final = ("identity", "linear", "slerp", "ties")
 RECIPES: Final = (*MERGES, "stack", "cut", "shift")
@@ -395,7 +396,7 @@ def _stored_equal(ours: Path, theirs: Path) -> bool:
 def _mergekit(made: Case, out: Path, folder: Path) -> tuple[str, _Loaded | None]:
     """What mergekit does, in words, and what it made where that is sound."""
     try:
-        with _quietly(), _configurations_read_once():
+        with _quietly():
             run_mergekit(made.text(mergekits=True), out, copy_tokenizer=False)
     except Exception as error:  # noqa: BLE001 - any of them
         return f"refuses: {type(error).__name__}: {_plain(str(error), folder)}", None
@@ -406,22 +407,26 @@ def _mergekit(made: Case, out: Path, folder: Path) -> tuple[str, _Loaded | None]
 
 
 @contextlib.contextmanager
-def _configurations_read_once() -> Iterator[None]:
-    """mergekit reads a model's configuration again for each tensor that it converts, which takes most of its time."""
-    from mergekit.common import ModelReference  # noqa: PLC0415 - the oracle imports it without its warnings
+def asked_once() -> Iterator[None]:
+    """mergekit answers at once what it answered before: a model's configuration, and what it infers of the same models.
 
-    reading, held = ModelReference.config, dict[str, Any]()
+    It reads the configuration again for each tensor that it converts, and seven recipes have the same few sets of models.
+    """
+    from mergekit.architecture import auto  # noqa: PLC0415 - the oracle imports mergekit, without its warnings
+    from mergekit.common import ModelReference  # noqa: PLC0415 - see above
+
+    reading, infer, held = ModelReference.config, auto.infer_architecture_info, dict[str, Any]()
 
     def config(self: Any, trust_remote_code: bool = False) -> Any:  # noqa: FBT001, FBT002 - mergekit's signature
         if str(self) not in held:
             held[str(self)] = reading(self, trust_remote_code=trust_remote_code)
         return copy.deepcopy(held[str(self)])
 
-    ModelReference.config = config
+    ModelReference.config, auto.infer_architecture_info = config, partial(infer)
     try:
         yield
     finally:
-        ModelReference.config = reading
+        ModelReference.config, auto.infer_architecture_info = reading, infer
 
 
 def _words(error: wsmerge.WsmergeError, folder: Path) -> str:

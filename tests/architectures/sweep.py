@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from tests.architectures.cells import MERGES, RECIPES, Cell, Sources, UnsoundError, judge
+from tests.architectures.cells import MERGES, RECIPES, Cell, Sources, UnsoundError, asked_once, judge
 from tests.architectures.report import Result, Results, report
 from tests.architectures.tiny import classes, tiny_config, tiny_model
 
@@ -74,8 +74,9 @@ def _result(kind: str, model_type: str, name: str, folder: Path) -> Result:
     except Exception as error:  # noqa: BLE001 - configuration classes refuse small sizes in many ways
         return Result(kind, name, f"no small configuration found ({type(error).__name__})")
     cells: dict[str, Cell] = {}
-    for recipe in RECIPES:
-        # Where mergekit loses tensors of a single model, or cannot stack its layers, it is not asked for more of the kind.
-        first = cells.get("identity" if recipe in MERGES else "stack")
-        cells[recipe] = judge(sources, recipe, folder, theirs_too=first is None or first.mergekit == "sound")
+    with asked_once():
+        for recipe in RECIPES:
+            # Where mergekit loses tensors of a single model, or cannot stack its layers, it is asked no more of the kind.
+            first = cells.get("identity" if recipe in MERGES else "stack")
+            cells[recipe] = judge(sources, recipe, folder, theirs_too=first is None or first.mergekit == "sound")
     return Result(kind, name, cells=cells)
