@@ -140,28 +140,31 @@ def judge(sources: Sources, recipe: str, folder: Path, *, theirs_too: bool = Tru
         refusal = _words(error, folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is no refusal
         return Cell("fault", f"{type(error).__name__}: {_plain(str(error), folder)}", "")
-    mergekit, sound = _mergekit(made, theirs, folder) if theirs_too else ("not run", None)
+    mergekit = _mergekit(made, theirs, folder) if theirs_too else "not run"
     if refusal is not None:
-        return (
-            Cell("refused", refusal, mergekit) if not ours.exists() else Cell("fault", "refused and written", mergekit)
-        )
-    return _compared(made, ours, theirs, mergekit, sound)
+        if ours.exists():
+            return Cell("fault", "refused and written", mergekit)
+        return Cell("refused", refusal, mergekit or _soundness(made, theirs)[0])
+    return _compared(made, ours, theirs, mergekit)
 
 
-def _compared(made: Case, ours: Path, theirs: Path, mergekit: str, sound: _Loaded | None) -> Cell:
+def _compared(made: Case, ours: Path, theirs: Path, mergekit: str) -> Cell:
+    """`mergekit` says why it gave nothing, empty where it did."""
     try:
         _check_account(made, ours)
         loaded = made.check(ours)
     except UnsoundError as error:
-        return Cell("fault", str(error), mergekit)
+        return Cell("fault", str(error), mergekit or _soundness(made, theirs)[0])
+    stored_equal = not mergekit and _stored_equal(ours, theirs)
+    if stored_equal and made.keeps_configuration:
+        return Cell("same", "", "sound")
+    mergekit, sound = (mergekit, None) if mergekit else _soundness(made, theirs)
     if sound is None:
         return Cell("loads", "", mergekit)
-    if _stored_equal(ours, theirs):
-        return Cell("same", "", mergekit)
     differing = [key for key, value in loaded.tensors.items() if not _equal(value, sound.tensors.get(key))]
     if differing:
         return Cell("fault", f"{len(differing)} tensors are not mergekit's: {differing[0]}", mergekit)
-    return Cell("same", "stored in another layout", mergekit)
+    return Cell("same", "" if stored_equal else "stored in another layout", mergekit)
 
 
 class Case:
@@ -173,6 +176,11 @@ class Case:
         self._ranges = _RANGES.get(name, _cut)
         self.folder = sources.base.parent
         self.is_sliced = name in _RANGES
+
+    @property
+    def keeps_configuration(self) -> bool:
+        """Whether the result has the configuration of its sources."""
+        return self._name in MERGES
 
     def text(self, *, mergekits: bool = False) -> str:
         """The recipe, for mergekit on request; modules with the most layers are sliced alike, the others taken whole."""
@@ -393,15 +401,20 @@ def _stored_equal(ours: Path, theirs: Path) -> bool:
     )
 
 
-def _mergekit(made: Case, out: Path, folder: Path) -> tuple[str, _Loaded | None]:
-    """What mergekit does, in words, and what it made where that is sound."""
+def _mergekit(made: Case, out: Path, folder: Path) -> str:
+    """Run mergekit; why it gave nothing, empty where it did."""
     try:
         with _quietly():
             run_mergekit(made.text(mergekits=True), out, copy_tokenizer=False)
     except Exception as error:  # noqa: BLE001 - any of them
-        return f"refuses: {type(error).__name__}: {_plain(str(error), folder)}", None
+        return f"refuses: {type(error).__name__}: {_plain(str(error), folder)}"
+    return ""
+
+
+def _soundness(made: Case, theirs: Path) -> tuple[str, _Loaded | None]:
+    """Whether what mergekit made is right, in words, and it as loaded where it is."""
     try:
-        return "sound", made.check(out)
+        return "sound", made.check(theirs)
     except UnsoundError as error:
         return f"unsound: {error}", None
 

@@ -25,7 +25,7 @@ _ROOT: Final = Path(__file__).parents[2]
 _RESULTS: Final = Results(_ROOT / "build" / "architectures.jsonl")
 _ALL: Final = list(classes())
 _ASKED: Final = [item for item in _ALL if re.search(os.environ.get("ARCH", ""), item[2])]
-_MOST_PARAMETERS: Final = 8_000_000
+_MOST_PARAMETERS: Final = 2_500_000
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -20,7 +20,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -55,6 +55,7 @@ _IRRELEVANT: Final = frozenset({"_name_or_path", "transformers_version", "torch_
 
 Setting = bool | int | float | str | None
 Source = tuple[Config, int]
+StoredNames = Callable[[str], Collection[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Stack:
     """Layers of a module, put together anew.
 
     Attributes:
-        module: the module's name in the architecture.
+        module: what the names of the layers' tensors begin with, before the layer's number.
         key: where `config.json` counts its layers, dotted; None where that is to be found out.
         before: the donor's number of layers.
         layers: for each layer of the output its sources, each a configuration and the layer's number there.
@@ -85,13 +86,16 @@ class Stack:
         return len(self.layers) == self.before and all(set(layers) == {n} for n, layers in enumerate(places))
 
 
-def stacked_config(donor: Config, stacks: Sequence[Stack], *, name: str, where: str) -> dict[str, Any]:
+def stacked_config(
+    donor: Config, stacks: Sequence[Stack], *, name: str, stored: StoredNames, where: str
+) -> dict[str, Any]:
     """The donor's configuration with the layers of `stacks`.
 
     Args:
         donor: `config.json` of the model that the output's configuration comes from.
         stacks: modules whose layers are not simply the donor's.
         name: the donor's class, as `architectures` names it.
+        stored: the names under which the donor stores what a tensor in memory is made of.
         where: the donor, named in errors.
 
     Raises:
@@ -114,9 +118,9 @@ def stacked_config(donor: Config, stacks: Sequence[Stack], *, name: str, where: 
     config: dict[str, Any] = copy.deepcopy(dict(donor))
     moved: dict[str, Stack] = {}
     for stack in stacks:
-        if stack.module not in moved:
+        if _held_as(stack.module, original, stored) not in moved:
             alike = {other.module for other in stacks if other.layers == stack.layers}
-            config, names = _followed(config, stack, alike, built, where)
+            config, names = _followed(config, stack, alike, built, stored, where)
             moved |= dict.fromkeys(names, stack)
     try:
         result = built.of(config)
@@ -239,7 +243,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _followed(
-    config: dict[str, Any], stack: Stack, alike: set[str], built: _Skeletons, where: str
+    config: dict[str, Any], stack: Stack, alike: set[str], built: _Skeletons, stored: StoredNames, where: str
 ) -> tuple[dict[str, Any], list[str]]:
     """The configuration with the layers of one stack, and the names of the lists of layers that it made another length.
 
@@ -250,6 +254,7 @@ def _followed(
     keys = [stack.key] if stack.key else _candidates(before.config, stack)
     # A recipe that only puts layers in another order changes no length, by which the lists are found.
     longer = stack.layers if len(stack.layers) != stack.before else (*stack.layers, stack.layers[-1])
+    expected = {name: _held_as(name, before, stored) for name in alike}
     problems: list[str] = []
     for key in keys:
         try:
@@ -257,7 +262,8 @@ def _followed(
         except _CannotBuildError as error:
             problems.append(str(error))
             continue
-        if lists and (stack.key or "default" in alike or {_held_as(name, before) for name in alike}.issuperset(lists)):
+        own = expected[stack.module] in lists and set(expected.values()).issuperset(lists)
+        if lists and (stack.key or own):
             return _with_layers(config, key, stack, built), lists
     raise _refusal(where, problems or [f"no key of config.json counts the layers of {stack.module} alone"])
 
@@ -266,9 +272,13 @@ def _changed(one: _Skeleton, other: _Skeleton) -> list[str]:
     return [name for name, layers in other.lists.items() if name in one.lists and len(one.lists[name]) != len(layers)]
 
 
-def _held_as(module: str, skeleton: _Skeleton) -> str:
-    """The list of layers in memory that a module is, which may have been stored under other prefixes."""
-    words = set(module.split(".")) - {"model"}
+def _held_as(module: str, skeleton: _Skeleton, stored: StoredNames) -> str:
+    """The list of layers in memory that a module is, which may be stored under another prefix."""
+    for name in skeleton.lists:
+        tensors = [tensor for tensor in skeleton.shapes if tensor.startswith(f"{name}.")]
+        if any(source.startswith(f"{module}.") for tensor in tensors for source in stored(tensor)):
+            return name
+    words = set(module.split(".")) - {"model"}  # transformers renames it elsewhere: the one of the most similar name
 
     def likeness(name: str) -> tuple[float, bool]:
         parts = set(name.split(".")) - {"model"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +132,7 @@ class _Planning:
             sites, undefined = [*sites, *by_name], {} if by_name else undefined
         steps = self._steps(sites, vocabulary)
         steps += self._carried(architecture, modules, undefined)
-        reason = LeftOut(self._inputs, modules, all_undefined, self._noted, mergekit_bugs=bugs)
+        reason = LeftOut(self._inputs, modules, all_undefined, self._noted, bugs, self._conversions)
         plan = self._assemble(steps, vocabulary, reason)
         if vocabulary is None and not self._request.numerics.mergekit_bugs:
             config = self._of_other_vocabulary(architecture, config, steps)
@@ -191,7 +191,12 @@ class _Planning:
         if moved and not self._request.numerics.mergekit_bugs:
             found = donor.get("architectures")
             name = str(found[0]) if isinstance(found, list) and found else ""
-            return stacked_config(donor, moved, name=name, where=self._donor.label)
+            checkpoint = self._donor.checkpoint
+
+            def stored(tensor: str) -> Collection[str]:
+                return (tensor,) if tensor in checkpoint.specs else self._conversions.sources(checkpoint, tensor)
+
+            return stacked_config(donor, moved, name=name, stored=stored, where=self._donor.label)
         counted = [stack for stack in stacks if stack.key]
         return output_config(
             donor,

@@ -124,6 +124,7 @@ class LeftOut:
         undefined: by model, what no definition names.
         noted: what a step left out, by holder and name.
         mergekit_bugs: whether tensors are lost as mergekit loses them.
+        conversions: what weights can be made of.
     """
 
     inputs: Sequence[Model]
@@ -131,6 +132,7 @@ class LeftOut:
     undefined: Mapping[Model, Sequence[str]]
     noted: Mapping[StoredName, str]
     mergekit_bugs: bool
+    conversions: ConversionCache
     _known_stacks: dict[tuple[str, Model], set[str]] = field(default_factory=dict)
 
     def __call__(self, source: Checkpoint | Adapter, name: str) -> str | None:
@@ -179,7 +181,12 @@ class LeftOut:
             if not any(first <= layer < end for first, end in taken)
         )
         layers = (module.architecture.layer(models[0].config, layer) for layer in others)
-        return any(name in weight.names for weights in layers for weight in weights)
+        checkpoint = models[0].checkpoint
+        return any(
+            name in weight.names or name in self.conversions.sources(checkpoint, weight.name)
+            for weights in layers
+            for weight in weights
+        )
 
     def _stacks(self, module: Module, model: Model) -> set[str]:
         """As `_stacks_of`, which takes long for each of many thousand experts."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from wsmerge.core.layers import layer_position
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.architecture import Architecture, Config, ModuleArchitecture, Weight
 from wsmerge.engine.merging.models import Model, Models
@@ -72,6 +73,11 @@ class Module:
     def length(self) -> int:
         """Number of layers of the output's module."""
         return sum(part.length for part in self.slices)
+
+    def prefix(self, config: Config) -> str:
+        """What the names of its layers' tensors begin with, before the layer's number."""
+        places = [layer_position(weight.name) for weight in self.architecture.layer(config, 0)[:1]]
+        return places[0].stack if places and places[0] else self.name
 
     @property
     def origins(self) -> tuple[tuple[tuple[Config, int], ...], ...]:
