@@ -333,9 +333,16 @@ def _check_kind(
             wanted = vars(theirs[name]).get(key)
             if not isinstance(value, bool | int | float | str | None) or value == wanted or (value, wanted) == places:
                 continue
+            if _of_the_depth(key, value, wanted):
+                continue
             if _follows_position([vars(dict(item.named_modules()).get(name, module)).get(key) for item in layers]):
                 continue
             raise UnsoundError(f"{where}.{name}.{key} is {value}, of its source {wanted}".replace("..", "."))
+
+
+def _of_the_depth(key: str, value: Any, wanted: Any) -> bool:
+    """Whether it is the number of layers, or a scale that each layer takes from it (of MiniCPM)."""
+    return key == "num_hidden_layers" or (key == "residual_scale" and isinstance(value, float) and wanted is not None)
 
 
 def _follows_position(values: Sequence[Any]) -> bool:

@@ -77,7 +77,7 @@ class Results:
         }
 
 
-def report(results: Sequence[Result]) -> str:
+def report(results: Sequence[Result], not_run: Sequence[str] = ()) -> str:
     """The page: figures, what is refused and why, what was not built, and every class."""
     built = [item for item in results if not item.not_built]
     cells = [(item, recipe, cell) for item in built for recipe, cell in item.cells.items()]
@@ -85,6 +85,7 @@ def report(results: Sequence[Result]) -> str:
         *_HEAD,
         "",
         f"{len(results)} classes, {len(built)} built.",
+        *([f"The run was ended early; {len(not_run)} classes stand under *Not run*."] if not_run else []),
         "",
         *_figures(cells),
         "",
@@ -103,6 +104,7 @@ def report(results: Sequence[Result]) -> str:
         "",
         *(f"- {why}: {', '.join(names)}" for why, names in _by_reason(results)),
         "",
+        *(["## Not run", "", ", ".join(not_run), ""] if not_run else []),
         "## Every class",
         "",
         "| class | kind | " + " | ".join(RECIPES) + " |",

@@ -16,7 +16,7 @@ from wsmerge.engine.architecture.config_values import config_value, counts_beyon
 from wsmerge.engine.architecture.definitions import definitions_of
 from wsmerge.engine.architecture.depth import tensors_in_memory
 from wsmerge.engine.architecture.live import PYTHON_DEFINED, CannotInferError, inferred, python_defined
-from wsmerge.engine.architecture.stored import is_covered, stored_architecture
+from wsmerge.engine.architecture.stored import is_covered, stored_architecture, stored_otherwise
 from wsmerge.engine.architecture.undefined import is_derived
 from wsmerge.engine.architecture.weights import Architecture, all_weights, resolve_name
 from wsmerge.engine.checkpoint import Checkpoint
@@ -100,20 +100,15 @@ def _is_of_other_checkpoints(defined: Architecture, members: Sequence[Checkpoint
     lacked = [weight for weight in lacked if not is_derived(weight.name)]
     if not lacked or any(find_conversion(members[0], weight, cache) for weight in lacked):
         return False
-    in_memory = tensors_in_memory(members[0].config)
-    return bool(in_memory) and all(_has_all(one, in_memory, cache) for one in members)
+    return all(_has_all(one, cache) for one in members)
 
 
-def _has_all(
-    checkpoint: Checkpoint, in_memory: Mapping[tuple[str, ...], tuple[int, ...]], cache: ConversionCache
-) -> bool:
+def _has_all(checkpoint: Checkpoint, cache: ConversionCache) -> bool:
     """Whether a checkpoint stores what a model has in memory: under its names, or as many tensors of the same shapes."""
+    in_memory = tensors_in_memory(checkpoint.config)
     if Counter(spec.shape for spec in checkpoint.specs.values()) == Counter(in_memory.values()):
         return True
-    return all(
-        any(name in checkpoint.specs or cache.sources(checkpoint, name) or is_derived(name) for name in names)
-        for names in in_memory
-    )
+    return bool(in_memory) and not any(stored_otherwise(checkpoint, in_memory, cache))
 
 
 def _covering(

@@ -32,7 +32,7 @@ from wsmerge.engine.output_config import holders, output_config, per_layer_keys
 from wsmerge.engine.tying import TEXT_SECTIONS
 from wsmerge.errors import CheckpointError
 
-__all__ = ["Stack", "stacked_config", "tensors_in_memory"]
+__all__ = ["Stack", "is_uniform", "stacked_config", "tensors_in_memory"]
 
 # Of these, all layers are alike: their definitions are enough, and transformers need not be loaded, which takes seconds.
 _UNIFORM: Final = frozenset(
@@ -102,7 +102,7 @@ def stacked_config(
         CheckpointError: transformers would make another model of the configuration than the recipe does.
     """
     known = all(stack.key for stack in stacks)
-    if known and donor.get("model_type") in _UNIFORM:
+    if known and is_uniform(donor):
         return _written(donor, {str(stack.key): stack for stack in stacks})
     built = _Skeletons(name)
     try:
@@ -130,6 +130,11 @@ def stacked_config(
     if problems:
         raise _refusal(where, problems)
     return config
+
+
+def is_uniform(config: Config) -> bool:
+    """Whether all layers are alike by the architecture's definition, so that only their number is to be told."""
+    return config.get("model_type") in _UNIFORM
 
 
 def tensors_in_memory(config: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -274,17 +279,20 @@ def _changed(one: _Skeleton, other: _Skeleton) -> list[str]:
 
 def _held_as(module: str, skeleton: _Skeleton, stored: StoredNames) -> str:
     """The list of layers in memory that a module is, which may be stored under another prefix."""
+    renamed: list[str] = []
     for name in skeleton.lists:
         tensors = [tensor for tensor in skeleton.shapes if tensor.startswith(f"{name}.")]
         if any(source.startswith(f"{module}.") for tensor in tensors for source in stored(tensor)):
             return name
+        if not any(tensor in stored(tensor) for tensor in tensors):
+            renamed.append(name)
     words = set(module.split(".")) - {"model"}  # transformers renames it elsewhere: the one of the most similar name
 
     def likeness(name: str) -> tuple[float, bool]:
         parts = set(name.split(".")) - {"model"}
         return len(words & parts) / len(words | parts), name == module
 
-    return max(skeleton.lists, key=likeness, default=module)
+    return max(renamed, key=likeness, default=module)
 
 
 def _candidates(config: Mapping[str, Any], stack: Stack) -> list[str]:

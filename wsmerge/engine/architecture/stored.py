@@ -21,10 +21,10 @@ from wsmerge.engine.architecture.definitions import DefinedModule
 from wsmerge.engine.architecture.undefined import is_derived
 from wsmerge.engine.architecture.weights import Architecture, Weight, all_weights, resolve_name
 from wsmerge.engine.checkpoint import Checkpoint
-from wsmerge.engine.inputs.converted import ConversionCache, find_conversion
+from wsmerge.engine.inputs.converted import ConversionCache, Convertible, find_conversion
 from wsmerge.engine.tying import TEXT_SECTIONS, embeddings_among
 
-__all__ = ["is_covered", "stored_architecture"]
+__all__ = ["is_covered", "stored_architecture", "stored_otherwise"]
 
 
 def is_covered(architecture: Architecture, checkpoint: Checkpoint, cache: ConversionCache) -> bool:
@@ -43,6 +43,26 @@ def is_covered(architecture: Architecture, checkpoint: Checkpoint, cache: Conver
         elif name is not None:
             read.add(name)
     return all(name in read or is_derived(name) for name in checkpoint.specs)
+
+
+def stored_otherwise(
+    checkpoint: Convertible, in_memory: Iterable[tuple[str, ...]], cache: ConversionCache
+) -> tuple[list[str], list[str]]:
+    """What a model in memory lacks of a checkpoint, and what is stored there that it does not read.
+
+    Args:
+        checkpoint: its configuration and its tensors, be they written yet or not.
+        in_memory: the tensors of the model, each by all its names.
+        cache: of conversions.
+    """
+    lacking: list[str] = []
+    read: set[str] = set()
+    for names in in_memory:
+        found = [{name} if name in checkpoint.specs else cache.sources(checkpoint, name) for name in names]
+        read.update(*found)
+        if not any(found) and not any(map(is_derived, names)):
+            lacking.append(names[0])
+    return lacking, [name for name in checkpoint.specs if name not in read and not is_derived(name)]
 
 
 def stored_architecture(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from wsmerge.engine.architecture.weights import Weight
     from wsmerge.engine.checkpoint import Checkpoint
 
-__all__ = ["ConversionCache", "ConvertedTensor", "find_conversion"]
+__all__ = ["ConversionCache", "ConvertedTensor", "Convertible", "find_conversion"]
 
 _HELD_OF_EACH_CHECKPOINT: Final = 2
 
@@ -51,6 +51,18 @@ class Adapted(Holder, Protocol):
         """The tensor called `name`, with what the adapter adds to it."""
 
 
+class Convertible(Protocol):
+    """A configuration, and the tensors that are stored with it."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """`config.json`."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every tensor by name."""
+
+
 class ConversionCache(Closing):
     """What conversions share: which tensors make which, and the last few that had to be made as a whole.
 
@@ -64,10 +76,10 @@ class ConversionCache(Closing):
     def __init__(self) -> None:
         self.found: dict[Hashable, ConvertedTensor | None] = {}
         self._lock = threading.Lock()
-        self._reachable: dict[Checkpoint, Mapping[str, frozenset[str]]] = {}
+        self._reachable: dict[Convertible, Mapping[str, frozenset[str]]] = {}
         self._held: dict[Holder, OrderedDict[str, memoryview]] = {}
 
-    def sources(self, checkpoint: Checkpoint, target: str) -> frozenset[str]:
+    def sources(self, checkpoint: Convertible, target: str) -> frozenset[str]:
         """The stored tensors from which transformers' conversions can make `target`; empty where they cannot."""
         with self._lock:
             if checkpoint not in self._reachable:
@@ -245,7 +257,7 @@ def _convert(checkpoint: Checkpoint, tensors: Mapping[str, Callable[[], Any]], t
         ) from error
 
 
-def _reachable(checkpoint: Checkpoint) -> Mapping[str, frozenset[str]]:
+def _reachable(checkpoint: Convertible) -> Mapping[str, frozenset[str]]:
     """Each name that the conversions of this `model_type` can make, and the stored tensors that it is made of."""
     if not may_convert(checkpoint.config):
         return {}

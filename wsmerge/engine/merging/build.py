@@ -11,7 +11,8 @@ import numpy as np
 from wsmerge.core.dtypes import DType, dtype_named
 from wsmerge.core.tensors import DeltaSource, StoredName, TensorSpec
 from wsmerge.engine.architecture import Architecture, architecture_of, refuse_unheld_layers
-from wsmerge.engine.architecture.depth import Stack, stacked_config
+from wsmerge.engine.architecture.depth import Stack, is_uniform, stacked_config, tensors_in_memory
+from wsmerge.engine.architecture.stored import stored_otherwise
 from wsmerge.engine.fit import Placement, place_deltas
 from wsmerge.engine.inputs.converted import ConversionCache
 from wsmerge.engine.inputs.rows import RowsInput
@@ -101,6 +102,14 @@ def plan_merge(request: MergeRequest, directions: Sequence[PlannedDirection] = (
     return _Planning(request, directions).run()
 
 
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """A checkpoint to come: its configuration and tensors."""
+
+    config: Mapping[str, Any]
+    specs: Mapping[str, TensorSpec]
+
+
 class _Planning:
     """One planning in progress."""
 
@@ -134,7 +143,9 @@ class _Planning:
         steps += self._carried(architecture, modules, undefined)
         reason = LeftOut(self._inputs, modules, all_undefined, self._noted, bugs, self._conversions)
         plan = self._assemble(steps, vocabulary, reason)
-        if vocabulary is None and not self._request.numerics.mergekit_bugs:
+        if config != self._donor.config and not bugs and not is_uniform(config):
+            self._refuse_unreadable(config, plan)
+        if vocabulary is None and not bugs:
             config = self._of_other_vocabulary(architecture, config, steps)
         files = self._files(architecture, config, plan, vocabulary)
         return PlannedMerge(plan, files, tuple(dict.fromkeys(self._warnings)))
@@ -183,7 +194,10 @@ class _Planning:
         sliced = [module for module in modules if not self._is_whole(module)]
         stacks = [
             Stack(
-                module.name, module.architecture.num_layers_key, module.architecture.num_layers(donor), module.origins
+                module.prefix(donor),
+                module.architecture.num_layers_key,
+                module.architecture.num_layers(donor),
+                module.origins,
             )
             for module in sliced
         ]
@@ -218,6 +232,27 @@ class _Planning:
             vocab_size_key=architecture.vocab_size_key,
             untied=untied,
         )
+
+    def _refuse_unreadable(self, config: Mapping[str, Any], plan: MergePlan) -> None:
+        """Refuse a stack that transformers would not read whole, where it does the donor: parts of layers that lie elsewhere.
+
+        Raises:
+            CheckpointError: with the tensors that the model would lack, and those that it would not read.
+        """
+        written = _Written(config, {tensor.spec.name: tensor.spec for tensor in plan.tensors})
+        had, has = (
+            stored_otherwise(one, tensors_in_memory(one.config), self._conversions)
+            for one in (self._donor.checkpoint, written)
+        )
+        details = [f"{name} would be missing" for name in has[0]] if not had[0] else []
+        details += [f"{name} would not be read" for name in has[1]] if not had[0] and not had[1] else []
+        if details and tensors_in_memory(config):
+            raise CheckpointError(
+                "the output would not load whole: parts of its layers are stored outside them, or not in each of them",
+                where=self._donor.label,
+                hint="merge whole models",
+                details=tuple(details),
+            )
 
     def _of_other_vocabulary(
         self, architecture: Architecture, config: Mapping[str, Any], steps: Sequence[PlannedStep]
