@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -244,8 +245,14 @@ class _Planning:
             stored_otherwise(one, tensors_in_memory(one.config), self._conversions)
             for one in (self._donor.checkpoint, written)
         )
-        details = [f"{name} would be missing" for name in has[0]] if not had[0] else []
-        details += [f"{name} would not be read" for name in has[1]] if not had[0] and not had[1] else []
+        # What the donor lacks too, in some layer, is stored in a way that is not known here.
+        known = [{re.sub(r"\d+", "*", name) for name in names} for names in had]
+        new = [
+            [name for name in names if re.sub(r"\d+", "*", name) not in of]
+            for names, of in zip(has, known, strict=True)
+        ]
+        details = [f"{name} would be missing" for name in new[0]]
+        details += [f"{name} would not be read" for name in new[1]] if not had[1] else []
         if details and tensors_in_memory(config):
             raise CheckpointError(
                 "the output would not load whole: parts of its layers are stored outside them, or not in each of them",
