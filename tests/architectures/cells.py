@@ -128,6 +128,8 @@ class Sources:
 def judge(sources: Sources, recipe: str, folder: Path, *, theirs_too: bool = True) -> Cell:
     """Merge by `recipe` with both, or with wsmerge alone, and compare."""
     made = Case(sources, recipe)
+    if made.leaves_all:
+        return Cell("none", "", "not run")
     ours, theirs = folder / "ours", folder / "theirs"
     for path in (ours, theirs):
         shutil.rmtree(path, ignore_errors=True)
@@ -182,6 +184,11 @@ class Case:
         """Whether the result has the configuration of its sources."""
         return self._name in MERGES
 
+    @property
+    def leaves_all(self) -> bool:
+        """Whether it would leave out a layer where there is one only."""
+        return self._name in {"cut", "shift"} and max(self._sources.counts(mergekits=False).values(), default=0) == 1
+
     def text(self, *, mergekits: bool = False) -> str:
         """The recipe, for mergekit on request; modules with the most layers are sliced alike, the others taken whole."""
         base, (one, two) = str(self._sources.base), map(str, self._sources.tuned)
@@ -230,7 +237,8 @@ class Case:
         """
         loaded = _load(self._sources.name, folder)
         if self._name in _RANGES:
-            self._check_layers(loaded)
+            report = folder / "wsmerge.json"
+            self._check_layers(loaded, report.read_text() if report.exists() else None)
             return loaded
         expected = self._sources.base_loaded
         _check_keys(loaded, expected)
@@ -250,7 +258,8 @@ class Case:
         mean = _WEIGHTS[0] * base.double() + _WEIGHTS[1] * one.double()
         return bool(torch.all((value.double() - mean).abs() <= _ROUNDED * mean.abs() + 1e-6))
 
-    def _check_layers(self, loaded: _Loaded) -> None:
+    def _check_layers(self, loaded: _Loaded, told: str | None) -> None:
+        """`told` is wsmerge's report, where it wrote the result."""
         base = self._sources.base_loaded
         before, after = _lists(base.model), _lists(loaded.model)
         if set(after) != set(before) and not all(_inside(name, before) for name in set(after) ^ set(before)):
@@ -277,7 +286,12 @@ class Case:
         for name, sources in moved.items():
             for place, source in enumerate(sources):
                 _check_kind(
-                    f"{name}.{place}", after[name][place], before[name][source], (place, source), list(before[name])
+                    f"{name}.{place}",
+                    after[name][place],
+                    before[name][source],
+                    (place, source),
+                    list(before[name]),
+                    told,
                 )
 
 
@@ -317,11 +331,17 @@ def _moved_from(key: str, moved: Mapping[str, Sequence[int]]) -> str:
 
 
 def _check_kind(
-    where: str, layer: nn.Module, source: nn.Module, places: tuple[int, int], layers: Sequence[nn.Module]
+    where: str,
+    layer: nn.Module,
+    source: nn.Module,
+    places: tuple[int, int],
+    layers: Sequence[nn.Module],
+    told: str | None,
 ) -> None:
     """Hold that a layer behaves as the one it was copied from: the same modules with the same settings.
 
-    A layer's own number may differ, and what grows evenly with it, and a fraction that is another one for each layer.
+    A layer's own number may differ, and what grows evenly with it, and a fraction that is another one for each layer. So may
+    a number that all layers share and take from the model's depth, if wsmerge's report tells it.
     """
     ours, theirs = dict(layer.named_modules()), dict(source.named_modules())
     if set(ours) != set(theirs):
@@ -333,16 +353,12 @@ def _check_kind(
             wanted = vars(theirs[name]).get(key)
             if not isinstance(value, bool | int | float | str | None) or value == wanted or (value, wanted) == places:
                 continue
-            if _of_the_depth(key, value, wanted):
-                continue
-            if _follows_position([vars(dict(item.named_modules()).get(name, module)).get(key) for item in layers]):
+            modules = [dict(item.named_modules()).get(name) for item in layers]
+            held = [vars(item)[key] for item in modules if item is not None and key in vars(item)]
+            shared = isinstance(value, float) and set(held) == {wanted} and (told is None or key in told)
+            if key == "num_hidden_layers" or shared or _follows_position(held):
                 continue
             raise UnsoundError(f"{where}.{name}.{key} is {value}, of its source {wanted}".replace("..", "."))
-
-
-def _of_the_depth(key: str, value: Any, wanted: Any) -> bool:
-    """Whether it is the number of layers, or a scale that each layer takes from it (of MiniCPM)."""
-    return key == "num_hidden_layers" or (key == "residual_scale" and isinstance(value, float) and wanted is not None)
 
 
 def _follows_position(values: Sequence[Any]) -> bool:
@@ -400,6 +416,8 @@ def _check_account(made: Case, out: Path) -> None:
 
 
 def _stored_equal(ours: Path, theirs: Path) -> bool:
+    if not any(theirs.glob("*.safetensors")):  # mergekit finds no tensor to merge in some
+        return False
     left, right = read_tensors(ours), read_tensors(theirs)
     return left.keys() == right.keys() and all(
         (item.dtype, item.shape, item.bits.tobytes())

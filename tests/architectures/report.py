@@ -16,7 +16,7 @@ from tests.architectures.cells import RECIPES, Cell
 
 __all__ = ["Result", "Results", "report"]
 
-_OUTCOMES: Final = ("same", "loads", "refused", "fault")
+_OUTCOMES: Final = ("same", "loads", "refused", "none", "fault")
 
 
 _HEAD: Final = (
@@ -29,6 +29,7 @@ _HEAD: Final = (
     "- **same**: mergekit's tensors bit for bit, and its result loads.",
     "- **loads**: loads without missing or unexpected keys, with the right values; mergekit refuses, or what it writes is unsound.",
     "- **refused**: wsmerge refuses in words before anything is written.",
+    "- **none**: no such recipe, since the model has one layer only.",
     "- **fault**: anything else. The run fails where there is one.",
     "",
     "identity: passthrough of one model. linear: 0.3 and 0.7 of two. slerp: t = 0.35. ties: two over their base. stack: layers",

@@ -93,6 +93,7 @@ _ROPE: Final = {"rope_type": "default", "rope_theta": 10000.0}
 _MAMBA: Final = {"mamba_n_heads": 8, "mamba_d_head": 8}
 _MOE: Final = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
 _OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "albert": {"num_hidden_groups": 4},
     "bamba": _MAMBA,
     "bailing_hybrid": {"num_experts": 4},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},

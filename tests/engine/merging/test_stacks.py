@@ -72,6 +72,21 @@ def test_tensors_of_a_layer_are_paired_by_name(sources, tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["first_k_dense_replace"] == 0
 
 
+def test_a_scale_that_comes_from_the_depth_is_told(sources, tmp_path):
+    case = Case(sources("MiniCPM3ForCausalLM", "minicpm3"), "stack")
+    report = wsmerge.merge(case.text(), tmp_path / "out")
+    assert any("residual_scale" in warning and "number of layers" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("name", ["Inkling2ForCausalLM", "Inkling2ForConditionalGeneration"])
+@pytest.mark.parametrize("recipe", ["stack", "cut"])
+def test_parts_of_layers_that_are_stored_outside_them_are_refused(sources, tmp_path, name, recipe):
+    kind = {"Inkling2ForCausalLM": "inkling2_text", "Inkling2ForConditionalGeneration": "inkling2"}[name]
+    with pytest.raises(CheckpointError, match="would not load whole"):
+        wsmerge.merge(Case(sources(name, kind), recipe).text(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_kinds_that_follow_from_the_position_are_written_down(sources, tmp_path):
     made = sources("Gemma2ForCausalLM", "gemma2")
     config = json.loads((made.base / "config.json").read_text())

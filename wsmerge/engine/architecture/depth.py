@@ -8,7 +8,8 @@ by building models without storage from the donor's configuration and from the o
     each layer         has the modules, shapes and settings of the layer that it comes from
     everything else    has the names and shapes that it had
 
-A setting counts if it differs between the donor's layers and does not merely follow their position. Models that transformers
+A setting counts if it differs between the donor's layers and does not merely follow their position. One that all layers share
+and transformers takes from their number (the scale of residuals in MiniCPM) cannot be kept, and is told. Models that transformers
 does not know, or cannot build, are taken at their definition's word.
 """
 
@@ -88,8 +89,8 @@ class Stack:
 
 def stacked_config(
     donor: Config, stacks: Sequence[Stack], *, name: str, stored: StoredNames, where: str
-) -> dict[str, Any]:
-    """The donor's configuration with the layers of `stacks`.
+) -> tuple[dict[str, Any], list[str]]:
+    """The donor's configuration with the layers of `stacks`, and what the user should know of it.
 
     Args:
         donor: `config.json` of the model that the output's configuration comes from.
@@ -103,13 +104,13 @@ def stacked_config(
     """
     known = all(stack.key for stack in stacks)
     if known and is_uniform(donor):
-        return _written(donor, {str(stack.key): stack for stack in stacks})
+        return _written(donor, {str(stack.key): stack for stack in stacks}), []
     built = _Skeletons(name)
     try:
         original = built.of(donor)
     except _CannotBuildError as error:
         if known:
-            return _written(donor, {str(stack.key): stack for stack in stacks})
+            return _written(donor, {str(stack.key): stack for stack in stacks}), []
         raise CheckpointError(
             f"what its config.json has to say of other layers can only be found out with transformers, and {error}",
             where=where,
@@ -129,7 +130,7 @@ def stacked_config(
     problems = list(_differences(original, result, moved, built))
     if problems:
         raise _refusal(where, problems)
-    return config
+    return config, list(_rescaled(original, result, moved))
 
 
 def is_uniform(config: Config) -> bool:
@@ -372,6 +373,19 @@ def _differences(
                 difference = _unlike(layers[number], source, varying)
                 if difference:
                     yield f"{name}.{number} would be another kind of layer than {layer}, which comes there: {difference}"
+
+
+def _rescaled(original: _Skeleton, result: _Skeleton, moved: Mapping[str, Stack]) -> Iterator[str]:
+    """Numbers that all layers share, and that are others in the output since transformers takes them from its depth."""
+    for name in moved:
+        donors, after = original.lists[name], _settings(result.lists[name][0])
+        for key, before in _settings(donors[0]).items():
+            shared = isinstance(before, float) and all(_settings(layer).get(key) == before for layer in donors)
+            if shared and after.get(key) != before:
+                yield (
+                    f"{name}: transformers takes {key} of every layer from the number of layers, so it is "
+                    f"{after.get(key):.4g} in the output and was {before:.4g}"
+                )
 
 
 def _told(shape: object) -> str:

@@ -22,9 +22,11 @@ from wsmerge.engine.architecture.undefined import is_derived
 from wsmerge.engine.architecture.weights import Architecture, Weight, all_weights, resolve_name
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.inputs.converted import ConversionCache, Convertible, find_conversion
+from wsmerge.engine.names import ModelNames, empty_model
 from wsmerge.engine.tying import TEXT_SECTIONS, embeddings_among
+from wsmerge.errors import CheckpointError
 
-__all__ = ["is_covered", "stored_architecture", "stored_otherwise"]
+__all__ = ["is_covered", "loaded_otherwise", "stored_architecture", "stored_otherwise"]
 
 
 def is_covered(architecture: Architecture, checkpoint: Checkpoint, cache: ConversionCache) -> bool:
@@ -62,6 +64,22 @@ def stored_otherwise(
         read.update(*found)
         if not any(found) and not any(map(is_derived, names)):
             lacking.append(names[0])
+    return lacking, [name for name in checkpoint.specs if name not in read and not is_derived(name)]
+
+
+def loaded_otherwise(
+    checkpoint: Convertible, in_memory: Iterable[tuple[str, ...]]
+) -> tuple[list[str], list[str]] | None:
+    """As `stored_otherwise`, by the names that transformers' loading gives; None where it makes no model of the checkpoint."""
+    try:
+        model = empty_model(checkpoint.config, "")
+    except CheckpointError:
+        model = None
+    if model is None:
+        return None
+    sources = ModelNames(model, checkpoint.specs).sources
+    read = {name for names in sources.values() for name in names}
+    lacking = [names[0] for names in in_memory if not any(name in sources or is_derived(name) for name in names)]
     return lacking, [name for name in checkpoint.specs if name not in read and not is_derived(name)]
 
 

@@ -13,7 +13,7 @@ from wsmerge.core.dtypes import DType, dtype_named
 from wsmerge.core.tensors import DeltaSource, StoredName, TensorSpec
 from wsmerge.engine.architecture import Architecture, architecture_of, refuse_unheld_layers
 from wsmerge.engine.architecture.depth import Stack, is_uniform, stacked_config, tensors_in_memory
-from wsmerge.engine.architecture.stored import stored_otherwise
+from wsmerge.engine.architecture.stored import loaded_otherwise, stored_otherwise
 from wsmerge.engine.fit import Placement, place_deltas
 from wsmerge.engine.inputs.converted import ConversionCache
 from wsmerge.engine.inputs.rows import RowsInput
@@ -211,7 +211,9 @@ class _Planning:
             def stored(tensor: str) -> Collection[str]:
                 return (tensor,) if tensor in checkpoint.specs else self._conversions.sources(checkpoint, tensor)
 
-            return stacked_config(donor, moved, name=name, stored=stored, where=self._donor.label)
+            config, told = stacked_config(donor, moved, name=name, stored=stored, where=self._donor.label)
+            self._warnings += told
+            return config
         counted = [stack for stack in stacks if stack.key]
         return output_config(
             donor,
@@ -241,10 +243,10 @@ class _Planning:
             CheckpointError: with the tensors that the model would lack, and those that it would not read.
         """
         written = _Written(config, {tensor.spec.name: tensor.spec for tensor in plan.tensors})
-        had, has = (
-            stored_otherwise(one, tensors_in_memory(one.config), self._conversions)
-            for one in (self._donor.checkpoint, written)
-        )
+        memory = [(one, tensors_in_memory(one.config)) for one in (self._donor.checkpoint, written)]
+        had, has = (loaded_otherwise(one, names) for one, names in memory)
+        if had != ([], []) or has is None:  # the donor is loaded in a way that is not known here
+            had, has = (stored_otherwise(one, names, self._conversions) for one, names in memory)
         # What the donor lacks too, in some layer, is stored in a way that is not known here.
         known = [{re.sub(r"\d+", "*", name) for name in names} for names in had]
         new = [
