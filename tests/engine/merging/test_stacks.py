@@ -1,8 +1,10 @@
 """Stacks of layers: what config.json has to say of them, and what is refused, judged by loading with transformers."""
 
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 
 import wsmerge
@@ -68,8 +70,42 @@ def test_the_check_finds_layers_of_another_kind(sources, tmp_path):
 
 def test_tensors_of_a_layer_are_paired_by_name(sources, tmp_path):
     # The second layer, a mixture of experts, comes to the place of a dense one, which has fewer tensors.
-    carried_out(Case(sources("Glm4MoeForCausalLM", "glm4_moe"), "shift"), tmp_path / "out")
+    made = sources("Glm4MoeForCausalLM", "glm4_moe")
+    carried_out(Case(made, "shift"), tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["first_k_dense_replace"] == 0
+    written, source = values(tmp_path / "out"), values(made.base)
+    assert (
+        "model.layers.0.mlp.experts.0.up_proj.weight" in written
+    )  # as stored, though mergekit's definition stacks them
+    assert written.keys() == moved_down(source).keys()
+    assert all(np.array_equal(written[name], value) for name, value in moved_down(source).items())
+
+
+def moved_down(tensors):
+    """Those of all layers but the first, each a place further down, and those outside the layers."""
+    layer = re.compile(r"(?<=model\.layers\.)\d+")
+    return {
+        layer.sub(lambda found: str(int(found[0]) - 1), name): value
+        for name, value in tensors.items()
+        if not name.startswith("model.layers.0.")
+    }
+
+
+def test_layers_past_those_of_the_configuration_are_no_part_of_a_stack_by_stored_names(sources, tmp_path):
+    shutil.copytree(sources("Glm4MoeForCausalLM", "glm4_moe").base, tmp_path / "base")
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    (tmp_path / "base/config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+
+    def layers(first, end):
+        source = {"model": str(tmp_path / "base"), "layer_range": [first, end]}
+        return {"merge_method": "passthrough", "slices": [{"sources": [source]}]}
+
+    report = merge(tmp_path / "out", layers(1, 3))
+    assert any("past the layers" in warning for warning in report.warnings)
+    expected = {name for name in moved_down(values(tmp_path / "base")) if not name.startswith("model.layers.2.")}
+    assert values(tmp_path / "out").keys() == expected
+    with pytest.raises(CheckpointError, match="the recipe's layers"):
+        merge(tmp_path / "more", layers(1, 4))
 
 
 def test_a_scale_that_comes_from_the_depth_is_told(sources, tmp_path):

@@ -113,7 +113,7 @@ def stored_architecture(
     ]
     return Architecture(
         name=known.name,
-        modules=_modules(weights, _layer_counts(known, names)),
+        modules=_modules(weights, _layer_counts(known, checkpoints[0], names)),
         tagalong_files=known.tagalong_files,
         vocab_size_key=known.vocab_size_key,
         is_inferred=True,
@@ -135,10 +135,10 @@ def _along_vocabulary(known: Architecture, checkpoint: Checkpoint, cache: Conver
             yield name
 
 
-def _layer_counts(known: Architecture, names: Collection[str]) -> dict[str, int]:
+def _layer_counts(known: Architecture, checkpoint: Checkpoint, names: Collection[str]) -> dict[str, int]:
     """Layers of each stack: those that are stored, and no more than the model in memory has."""
     stored = layer_counts(names)
-    counts = {key: module.num_layers({}) for key, module in known.modules.items()} if known.is_inferred else {}
+    counts = {key: module.num_layers(checkpoint.config) for key, module in known.modules.items()}
     if len(counts) == 1 and len(stored) == 1:
         counts = dict(zip(stored, counts.values(), strict=True))
     return {stack: min(count, counts.get(stack) or count) for stack, count in stored.items()}

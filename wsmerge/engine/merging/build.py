@@ -13,7 +13,7 @@ from wsmerge.core.dtypes import DType, dtype_named
 from wsmerge.core.tensors import DeltaSource, StoredName, TensorSpec
 from wsmerge.engine.architecture import Architecture, architecture_of, refuse_unheld_layers
 from wsmerge.engine.architecture.depth import Stack, is_uniform, stacked_config, tensors_in_memory
-from wsmerge.engine.architecture.stored import loaded_otherwise, stored_otherwise
+from wsmerge.engine.architecture.stored import loaded_otherwise, stored_architecture, stored_otherwise
 from wsmerge.engine.fit import Placement, place_deltas
 from wsmerge.engine.inputs.converted import ConversionCache
 from wsmerge.engine.inputs.rows import RowsInput
@@ -130,6 +130,9 @@ class _Planning:
         self._refuse_quantised()
         architecture = self._architecture()
         modules = self._modules(architecture)
+        stored = self._stored_where_mispaired(architecture, modules)
+        if stored is not None:
+            architecture, modules = stored, self._modules(stored)
         config = self._config(modules)
         vocabulary = vocabulary_of(
             self._recipe, self._inputs, self._request.models, trust_remote_code=self._request.leave.trust_remote_code
@@ -188,6 +191,19 @@ class _Planning:
                     f"{len(last.sources) - len(first.sources)} sources of the last slice"
                 )
         return modules
+
+    def _stored_where_mispaired(self, architecture: Architecture, modules: Sequence[Module]) -> Architecture | None:
+        """The architecture by stored names, where layers come to places of another kind.
+
+        By the definition, mergekit pairs the tensors of such layers by their place in a list, so that it gives no layout to
+        agree with; the sources' own is kept.
+        """
+        if architecture.is_inferred or self._request.numerics.mergekit_bugs:
+            return None
+        if all(module.keeps_kinds(self._donor.config) for module in modules):
+            return None
+        stored = stored_architecture(architecture, [model.checkpoint for model in self._inputs], self._conversions)
+        return stored if stored is not None and stored.modules.keys() == architecture.modules.keys() else None
 
     def _config(self, modules: Sequence[Module]) -> Mapping[str, Any]:
         """The donor's configuration with the recipe's layers; the output's tensor names go by it."""

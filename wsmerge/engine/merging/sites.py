@@ -94,6 +94,15 @@ class Module:
         count = self.architecture.num_layers(self.slices[0].sources[0].model.config)
         return [sources[0][1] for sources in self.origins] == list(range(count))
 
+    def keeps_kinds(self, config: Config) -> bool:
+        """Whether the layers that `config` has at the places of the output name the same tensors as those put there."""
+        return all(
+            _by_role(self, config, place).keys() == _by_role(self, source, layer).keys()
+            for place, sources in enumerate(self.origins)
+            for source, layer in sources
+            if layer != place
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
