@@ -213,6 +213,12 @@ def test_the_layer_is_chosen_within_the_budget_and_at_half_the_size_where_none_i
         "text": {"role": "perplexity", "perplexity": {"validation": "likely.txt", "test": "likely.txt"}},
     }
     sizes = {size: layer_points(lab, size, text) for size in (2.0, 1.0, 0.5)}
+    subject, pairs = loaded(lab), load_pairs(lab / "test.jsonl")
+    differences = response_difference(subject, load_pairs(lab / "train.jsonl"))
+    margins = []
+    for layer in (0, 1):
+        with ActivationSteering.at_layer("one", differences, layer).apply(subject, 1.0):
+            margins.append(score_choices(subject.model, subject.tokenizer, pairs).margins.mean())
     rises = sorted(rise for points in sizes.values() for of_layer in points.values() for _, rise in of_layer)
     chosen = set()
     for budget in [max(0.0, (low + high) / 2) for low, high in itertools.pairwise(rises)]:
@@ -230,9 +236,13 @@ def test_the_layer_is_chosen_within_the_budget_and_at_half_the_size_where_none_i
         fields = settings(
             methods=methods, measures=measures, k=[1], pick={"measure": "agrees", "perplexity_rise": budget}
         )
-        result = sweep(write(lab, fields, "layers.yaml"), tmp_path)  # one journal: a budget decides no figure
+        result = sweep(
+            write(lab, fields, "layers.yaml"), tmp_path
+        )  # one journal: a budget decides no figure of a layer
         expected = max(within[size], key=lambda layer: within[size][layer])
         assert result.layers == {"one layer": expected}, budget
+        figures = result.point("one layer", 1.0, "test").figures  # not those of a layer that another budget chose
+        assert figures["agrees"].value.value == pytest.approx(margins[expected])
         chosen.add((size, expected))
     assert len({size for size, _ in chosen}) > 1
     assert len({layer for _, layer in chosen}) > 1
@@ -284,6 +294,8 @@ def test_what_is_written(done):
         assert float(row["low"]) <= float(row["value"]) + 1e-12
         point = result.point(row["method"], float(row["k"]), row["split"])
         assert point.figures[row["figure"]].change.value == float(row["change"])
+        assert row["layer"] == str(result.layers.get(row["method"], ""))
+    assert result.layers
     for plot in ("curves.png", "pareto.png"):
         assert (out / plot).read_bytes().startswith(b"\x89PNG")
 

@@ -6,7 +6,7 @@ import csv
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,7 @@ def write_results(result: SweepResult, out: Path, *, plots: bool = True) -> list
         with (out / CSV_FILE).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
-            writer.writerows(row for point in result.points for row in _rows(point))
+            writer.writerows(row for point in result.points for row in _rows(point, result.layers))
         written = [out / JSON_FILE, out / CSV_FILE]
         if plots and importlib.util.find_spec("matplotlib") is not None:
             from wsmerge.steering.sweep.plots import write_plots  # noqa: PLC0415 - an extra
@@ -86,11 +86,11 @@ def _edges(interval: Interval) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in asdict(interval).items()}
 
 
-def _rows(point: Point) -> Iterator[tuple[object, ...]]:
+def _rows(point: Point, layers: Mapping[str, int]) -> Iterator[tuple[object, ...]]:
     key = point.key
     for name, figure in point.figures.items():
         value, change = figure.value, figure.change
         yield (
-            key.method, key.strength, "" if key.layer is None else key.layer, key.split, name, figure.role,
+            key.method, key.strength, layers.get(key.method, ""), key.split, name, figure.role,
             value.value, value.low, value.high, change.value, change.low, change.high,
         )  # fmt: skip

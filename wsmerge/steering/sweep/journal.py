@@ -43,7 +43,7 @@ class PointKey:
         method: its label; `base` and `fine-tune` for the models that methods are compared with.
         strength: k.
         split: which items.
-        layer: of a layer that is tried out, its number.
+        layer: the number of a layer that is tried out, or was chosen; results name a chosen one by the method instead.
     """
 
     method: str

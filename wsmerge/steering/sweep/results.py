@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wsmerge.steering.bootstrap import Interval
@@ -137,12 +137,10 @@ class SweepResult:
 
     def curve(self, method: str, split: Split) -> tuple[Point, ...]:
         """The points of a method in ascending order of strengths, k = 0 among them."""
-        return tuple(sorted(self._curve(method, split), key=lambda point: point.key.strength))
-
-    def _curve(self, method: str, split: Split) -> Iterator[Point]:
-        for point in self.points:
-            if point.key.split == split and point.key.layer is None and point.key.method in (method, self.reference):
-                yield point
+        mine = (
+            point for point in self.points if point.key.split == split and point.key.method in (method, self.reference)
+        )
+        return tuple(sorted(mine, key=lambda point: point.key.strength))
 
 
 def figures_of(samples: Mapping[str, Samples], reference: Mapping[str, Samples]) -> dict[str, Figure]:

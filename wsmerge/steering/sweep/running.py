@@ -7,9 +7,9 @@ not made again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -20,7 +20,7 @@ from wsmerge.steering.sweep.config import KL, Pick, SweepConfig
 from wsmerge.steering.sweep.divergence import DivergenceScorer
 from wsmerge.steering.sweep.equal_cost import Comparison, Curve, compare, curves_of
 from wsmerge.steering.sweep.items import Split
-from wsmerge.steering.sweep.journal import Journal, PointKey
+from wsmerge.steering.sweep.journal import Figures, Journal, PointKey
 from wsmerge.steering.sweep.measures import Scorer, measure
 from wsmerge.steering.sweep.picking import effect_of, is_affordable, pick_strength
 from wsmerge.steering.sweep.results import BASE, FINE_TUNE, Picked, Point, SweepResult, figures_of
@@ -125,7 +125,7 @@ class Sweep:
         """Measure a model as it is; it is loaded only where something is missing."""
         keys = [PointKey(label, 0.0, split) for split in _SPLITS]
         self._order += keys
-        if any(map(self._is_missing, keys)):
+        if any(self._is_missing(key, self._wanted(key)) for key in keys):
             with opened() as subject:
                 for key in keys:
                     self._take(key, _same(subject), strict=True)
@@ -233,7 +233,7 @@ class Sweep:
         return [key for key in self._order if (key.method, key.split) == (label, self._config.shown)]
 
     def _curves(self, label: str, figure: str) -> list[Curve]:
-        points = {key.strength: self._journal.points[key] for key in self._measured(label)}
+        points = {key.strength: self._figures(key) for key in self._measured(label)}
         reference = self._journal.points[PointKey(self._reference, 0.0, self._config.shown)]
         return curves_of(points, reference, self._config.target, figure)
 
@@ -256,28 +256,42 @@ class Sweep:
         only: frozenset[str] | None = None,
         strict: bool = False,
     ) -> None:
-        if self._is_missing(key, only):
+        scorers = self._wanted(key, only)
+        if self._is_missing(key, scorers):
             if self._progress is not None:
                 self._progress(key)
-            scorers = {name: scorer for name, scorer in self._scorers.items() if only is None or name in only}
-            if key.method == BASE and self._reference != BASE:
-                scorers.pop(KL, None)  # changes are taken from the fine-tune, which is not opened yet
             for scorer in scorers.values():
                 if isinstance(scorer, DivergenceScorer):
                     scorer.remember(self._subject(), key.split, self._config.batch_size)
+            kept = self._kept(key)
             try:
                 with opened() as subject:
-                    notes = partial(self._journal.notes, key)
+                    notes = partial(self._journal.notes, kept)
                     figures = measure(scorers, subject, key.split, self._config.batch_size, notes)
             except (NonFiniteError, UnjudgedError):
                 if strict:
                     raise
                 figures = {}  # a strength at which the model breaks is a finding, and no reason to stop
-            self._journal.add(key, figures)
+            self._journal.add(kept, figures)
 
-    def _is_missing(self, key: PointKey, needed: frozenset[str] | None = None) -> bool:
-        figures = self._journal.points.get(key)
-        return figures is None or (needed is not None and bool(figures) and not needed <= figures.keys())
+    def _wanted(self, key: PointKey, only: frozenset[str] | None = None) -> dict[str, Scorer]:
+        """What is measured at a point, or those of it that `only` names."""
+        wanted = {name: scorer for name, scorer in self._scorers.items() if only is None or name in only}
+        if key.method == BASE and self._reference != BASE:
+            wanted.pop(KL, None)  # changes are taken from the fine-tune, which is not opened yet
+        return wanted
+
+    def _is_missing(self, key: PointKey, wanted: Collection[str]) -> bool:
+        """Whether the journal lacks a point, or a figure of it: of a layer that was only tried it has those that decide."""
+        figures = self._journal.points.get(self._kept(key))
+        return figures is None or (bool(figures) and not figures.keys() >= set(wanted))
+
+    def _kept(self, key: PointKey) -> PointKey:
+        """Where the journal has a point: under its layer where one was chosen, since another budget may choose another."""
+        return key if key.layer is not None else replace(key, layer=self._layers.get(key.method))
+
+    def _figures(self, key: PointKey) -> Figures:
+        return self._journal.points[self._kept(key)]
 
     def _pick(self, label: str) -> Picked:
         points = [point for point in self._points() if point.key.method == label and point.key.split == "validation"]
@@ -295,7 +309,7 @@ class Sweep:
 
     def _point(self, key: PointKey) -> Point:
         reference: dict[str, Samples] = self._journal.points[PointKey(self._reference, 0.0, key.split)]
-        return Point(key, figures_of(self._journal.points[key], reference))
+        return Point(key, figures_of(self._figures(key), reference))
 
 
 def _same(subject: Subject) -> Callable[[], AbstractContextManager[Subject]]:
