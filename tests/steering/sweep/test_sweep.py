@@ -241,8 +241,10 @@ def test_the_layer_is_chosen_within_the_budget_and_at_half_the_size_where_none_i
         )  # one journal: a budget decides no figure of a layer
         expected = max(within[size], key=lambda layer: within[size][layer])
         assert result.layers == {"one layer": expected}, budget
-        figures = result.point("one layer", 1.0, "test").figures  # not those of a layer that another budget chose
-        assert figures["agrees"].value.value == pytest.approx(margins[expected])
+        point = result.point("one layer", 1.0, "test")
+        assert point is not None
+        # Not those of a layer that another budget chose.
+        assert point.figures["agrees"].value.value == pytest.approx(margins[expected])
         chosen.add((size, expected))
     assert len({size for size, _ in chosen}) > 1
     assert len({layer for _, layer in chosen}) > 1
