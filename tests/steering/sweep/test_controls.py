@@ -18,7 +18,7 @@ from wsmerge.api import sweeping
 from wsmerge.errors import UsageError
 from wsmerge.registry import open_direction_folder
 from wsmerge.steering.baselines import Subject
-from wsmerge.steering.bootstrap import mean_interval
+from wsmerge.steering.bootstrap import change_interval, mean_interval
 from wsmerge.steering.chat import answer_ids, prompt_ids
 from wsmerge.steering.evaluation import score_choices
 from wsmerge.steering.held import Steering
@@ -241,10 +241,32 @@ def test_the_better_sign_of_the_other_method_counts(towards, expected):
     down = Curve((0.0, -1.0), (0.0, 1.6), np.array([[0.0] * 4, [-2.0, -2.0, -1.0, -3.0]]))
     samples = Samples.of("behaviour", np.zeros(4), "mean")
     found = compare(("a", "b"), ours, [up, down], cost=("KL", 0.4), towards=towards, samples=samples)
+    assert found is not None
     assert found.effects == pytest.approx(expected)
     assert found.difference.value == pytest.approx(expected[0] - expected[1])
     other, sign = (up, 1.0) if towards == 1 else (down, -1.0)
     gaps = (towards or 1.0) * ours.changes[1] - (towards or sign) * other.changes[1] / 2
     assert found.difference == mean_interval(gaps)
     beyond = compare(("a", "b"), ours, [up, down], cost=("KL", math.inf), towards=towards, samples=samples)
+    assert beyond is not None
     assert beyond.cost == 0.4  # the largest that both reach
+
+
+NAN = math.nan
+
+
+def test_items_without_a_value_are_left_out_of_both_effects():
+    """As where a judge gave an answer no score."""
+    ours = Curve((0.0, 1.0, 2.0), (0.0, 0.1, 0.4), np.array([[0.0] * 4, [NAN, 0.5, 0.0, 0.0], [1.0, NAN, 0.5, 0.0]]))
+    theirs = Curve((0.0, 1.0), (0.0, 0.4), np.array([[0.0] * 4, [0.5, 1.0, NAN, 0.25]]))
+    samples = Samples.of("behaviour", np.zeros(4), clusters=np.array([0, 0, 1, 2]))
+    found = compare(("a", "b"), ours, [theirs], cost=("KL", 0.4), towards=1.0, samples=samples)
+    assert found is not None
+    assert found.effects == pytest.approx(
+        (0.5, 0.375)
+    )  # items 0 and 3; the first has a value at k = 2, where it counts
+    assert found.difference == change_interval(np.array([0.5, -0.25]), np.array([0, 2]))
+    apart = Curve((0.0, 1.0), (0.0, 0.4), np.array([[0.0] * 4, [NAN, 1.0, NAN, NAN]]))
+    assert compare(("a", "b"), ours, [apart], cost=("KL", 0.4), towards=1.0, samples=samples) is None
+    both = compare(("a", "b"), ours, [apart, theirs], cost=("KL", 0.4), towards=1.0, samples=samples)
+    assert both == found

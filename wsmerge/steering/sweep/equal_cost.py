@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsmerge.steering.bootstrap import Interval, change_interval, mean_interval
-from wsmerge.steering.sweep.samples import Samples
+from wsmerge.steering.sweep.samples import Kind, Samples
 
 __all__ = ["Comparison", "Curve", "Reading", "compare", "curves_of", "reading_at"]
 
@@ -41,15 +41,10 @@ class Curve(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A curve at one cost."""
+    """A curve at one cost: k, and the change of every item."""
 
     strength: float
     changes: Float64
-
-    @property
-    def change(self) -> float:
-        """The target's mean change."""
-        return float(np.nanmean(self.changes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +57,7 @@ class Comparison:
         measured_by: the figure that is the cost.
         cost: of both; nats of KL, or percent of perplexity.
         strengths: k of each, interpolated.
-        effects: what each changes the target by at this cost, towards the aim.
+        effects: what each changes the target by at this cost, towards the aim; over the items with a value of both.
         difference: the first effect less the second.
     """
 
@@ -111,7 +106,8 @@ def reading_at(curve: Curve, cost: float) -> Reading:
             part = (roots[1] - roots[0]) / (roots[2] - roots[0]) if roots[0] < roots[2] else 1.0
             ends = zip(curve.strengths[place - 1 : place + 1], curve.changes[place - 1 : place + 1], strict=True)
             (k, before), (next_k, after) = ends
-            return Reading(k + part * (next_k - k), (1 - part) * before + part * after)
+            # At a measured point an item needs no value at the one before.
+            return Reading(k + part * (next_k - k), after if part == 1 else (1 - part) * before + part * after)
     most = int(np.argmax(curve.costs))
     return Reading(curve.strengths[most], curve.changes[most])
 
@@ -124,7 +120,7 @@ def compare(
     cost: tuple[str, float],
     towards: float,
     samples: Samples,
-) -> Comparison:
+) -> Comparison | None:
     """Compare one curve with the better of another method's, both read at the cost or at the largest that one reaches.
 
     Args:
@@ -134,20 +130,26 @@ def compare(
         cost: the figure that it is, and how much.
         towards: 1 where the target is to rise, -1 where it is to fall, 0 where either is wanted.
         samples: of the target, whose kind and clusters decide the interval.
+
+    Returns:
+        None where no item has a value of both.
     """
-
-    def effect(reading: Reading) -> float:
-        return towards * reading.change if towards else abs(reading.change)
-
     figure, most = cost
-    best = max(theirs, key=lambda curve: effect(reading_at(curve, min(most, max(curve.costs)))))
-    level = min(most, max(ours.costs), max(best.costs))
-    readings = reading_at(ours, level), reading_at(best, level)
-    signs = [towards or np.sign(reading.change) for reading in readings]
-    gaps = signs[0] * readings[0].changes - signs[1] * readings[1].changes
-    known = ~np.isnan(gaps)
-    clusters = None if samples.clusters is None else samples.clusters[known]
-    of_shares = samples.kind == "share" and np.abs(gaps[known]).max() <= 1
-    difference = (change_interval if of_shares else mean_interval)(gaps[known], clusters)
-    ks, effects = (readings[0].strength, readings[1].strength), (effect(readings[0]), effect(readings[1]))
-    return Comparison(*methods, figure, level, ks, effects, difference)
+    found = []
+    for other in theirs:
+        level = min(most, max(ours.costs), max(other.costs))
+        readings = reading_at(ours, level), reading_at(other, level)
+        known = ~np.isnan(readings[0].changes + readings[1].changes)
+        if known.any():
+            changes = [reading.changes[known] for reading in readings]
+            gains = [(towards or math.copysign(1.0, one.mean())) * one for one in changes]
+            clusters = None if samples.clusters is None else samples.clusters[known]
+            ks, effects = (readings[0].strength, readings[1].strength), (float(gains[0].mean()), float(gains[1].mean()))
+            difference = _mean_gap(gains[0] - gains[1], samples.kind, clusters)
+            found.append(Comparison(*methods, figure, level, ks, effects, difference))
+    return max(found, key=lambda one: one.effects[1], default=None)
+
+
+def _mean_gap(gaps: Float64, kind: Kind, clusters: npt.NDArray[np.int64] | None) -> Interval:
+    of_shares = kind == "share" and np.abs(gaps).max() <= 1
+    return (change_interval if of_shares else mean_interval)(gaps, clusters)

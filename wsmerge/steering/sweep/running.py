@@ -202,16 +202,16 @@ class Sweep:
                     continue
                 if other.control_of is not None:
                     self._extend(other, figure, cost)
-                theirs = self._curves(other.label, figure)
-                if theirs:
-                    yield compare(
-                        (picked.method, other.label),
-                        own[0],
-                        theirs,
-                        cost=(figure, cost),
-                        towards=self._towards(target),
-                        samples=target,
-                    )
+                found = compare(
+                    (picked.method, other.label),
+                    own[0],
+                    self._curves(other.label, figure),
+                    cost=(figure, cost),
+                    towards=self._towards(target),
+                    samples=target,
+                )
+                if found is not None:
+                    yield found
 
     def _extend(self, control: Contestant, figure: str, cost: float) -> None:
         """Measure a random direction at larger strengths, of each sign, until it costs as much as what it is held against."""
