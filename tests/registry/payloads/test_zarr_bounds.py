@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numcodecs import LZ4, Blosc, Zstd  # type: ignore[import-untyped]
+from zarr.storage import MemoryStore
 
 from tests.registry.payloads.test_zarr_payload import packed_folder
 from tests.registry.payloads.zarr_artifacts import DENSE
 from wsmerge.errors import TensorFileError, WsmergeError
 from wsmerge.registry import open_direction_folder
+from wsmerge.registry.payloads.zarr_keys import put_bytes
+from wsmerge.registry.payloads.zarr_layout import Slab
+from wsmerge.registry.payloads.zarr_reading import ZarrPayload
 from wsmerge.registry.verification import verify_folder
 
 BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -96,6 +100,119 @@ def test_bombs_within_bombs_are_refused(tmp_path):
     made = packed(tmp_path, twice, lambda _: Zstd(1).encode(gzip.compress(BOMB, 1)))
     (problem,) = verify_folder(made).problems
     assert "unpacks to more than" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "pack", "step"),
+    [("gzip", lambda data: gzip.compress(data, 1), 20), ("numcodecs.bz2", bz2.compress, 14)],
+)
+def test_streams_behind_empty_ones_are_counted_too(tmp_path, name, pack, step):
+    codecs = [BYTES, {"name": name, "configuration": {"level": 1}}]
+    assert len(pack(b"")) == step
+    assert verify_folder(packed(tmp_path / "good", codecs, lambda data: pack(b"") + pack(data))).problems == ()
+    (problem,) = verify_folder(packed(tmp_path / "bomb", codecs, lambda _: pack(b"") + pack(BOMB))).problems
+    assert "unpacks to more than" in problem
+    (problem,) = verify_folder(packed(tmp_path / "many", codecs, lambda data: 100 * pack(b"") + pack(data))).problems
+    assert "more than 64 streams" in problem
+
+
+@pytest.mark.parametrize("length", [16, 20, 1000])
+@pytest.mark.parametrize("cname", ["zstd", "lz4", "blosclz"])
+def test_blosc_reads_nothing_behind_the_end_of_its_buffer(tmp_path, cname, length):
+    settings = {"cname": cname, "clevel": 1, "shuffle": "noshuffle", "typesize": 4, "blocksize": 0}
+    codecs = [BYTES, {"name": "blosc", "configuration": settings}]
+    made = packed(tmp_path, codecs, lambda data: Blosc(cname, 1, Blosc.NOSHUFFLE).encode(data)[:length])
+    (problem,) = verify_folder(made).problems
+    assert "not as long as its header says" in problem
+
+
+@pytest.mark.parametrize(
+    "filtered",
+    [
+        ("astype", {"encode_dtype": "<f4", "decode_dtype": "<U100000"}),
+        ("astype", {"encode_dtype": "<U100000", "decode_dtype": "<f4"}),
+        ("delta", {"dtype": "<f4", "astype": "<U100000"}),
+        ("fixedscaleoffset", {"offset": 0, "scale": 1, "astype": "<f4", "dtype": "<U100000"}),
+        ("quantize", {"digits": 3, "astype": "<f4", "dtype": "(1000)f4"}),
+        ("astype", {"encode_dtype": "<f4", "decode_dtype": [["a", "<f4"]]}),
+    ],
+)
+def test_filters_make_numbers_of_numbers(tmp_path, filtered):
+    name, settings = filtered
+    made = packed(tmp_path, [{"name": f"numcodecs.{name}", "configuration": settings}, BYTES], lambda data: data)
+    with pytest.raises(TensorFileError, match="no type of numbers of 8 bytes or less"):
+        open_direction_folder(made)
+
+
+def test_numbers_in_filters_are_read(tmp_path):
+    astype = {"name": "numcodecs.astype", "configuration": {"encode_dtype": "<f4", "decode_dtype": "<f4"}}
+    assert verify_folder(packed(tmp_path, [astype, BYTES], lambda data: data)).problems == ()
+
+
+def sharded(chunk_shape: list[int], *inner: Any) -> dict[str, Any]:
+    settings = {"chunk_shape": chunk_shape, "codecs": list(inner) or [BYTES], "index_codecs": [BYTES]}
+    return {"name": "sharding_indexed", "configuration": settings}
+
+
+GZIP = {"name": "gzip", "configuration": {"level": 1}}
+
+
+@pytest.mark.parametrize(
+    ("codecs", "chunk"),
+    [
+        ([sharded([1, 1])], [512, 512]),
+        ([sharded([1, 1]), GZIP], [512, 512]),
+        ([sharded([512, 512], sharded([1, 1]))], [1024, 1024]),
+        ([sharded([512, 512], sharded([1, 1]), GZIP), GZIP], [1024, 1024]),
+        ([sharded([512, 512], sharded([0, 0]))], [1024, 1024]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec")
+def test_chunks_without_end_are_refused(tmp_path, codecs, chunk):
+    made = packed_folder(tmp_path, codec="none")
+    group_file = made / "direction.zarr" / "zarr.json"
+    group = json.loads(group_file.read_text())
+    array = group["consolidated_metadata"]["metadata"][f"{DENSE}.delta"]
+    array["codecs"] = codecs
+    array["chunk_grid"]["configuration"]["chunk_shape"] = chunk
+    group_file.write_text(json.dumps(group))
+    with pytest.raises(TensorFileError, match=r"chunks are in one shard|do not make"):
+        open_direction_folder(made)
+
+
+def test_few_chunks_are_read_at_once(monkeypatch):
+    """zarr takes 2.5 KB of memory for each chunk that it decodes at once, however small."""
+    array, at_once = one_element_chunks(4096), []
+    decode = ZarrPayload._decoded
+
+    def counted(self: ZarrPayload, key: str, slab: Slab) -> Any:
+        at_once.append(slab.stop - slab.start)
+        return decode(self, key, slab)
+
+    monkeypatch.setattr(ZarrPayload, "_decoded", counted)
+    np.testing.assert_array_equal(array.read("t.delta"), np.arange(4096, dtype=np.float32))
+    assert at_once == [1024] * 4
+
+
+def one_element_chunks(count: int) -> ZarrPayload:
+    """An array of one shard whose chunks have an element each."""
+    store = MemoryStore()
+    index = np.stack([np.arange(count) * 4, np.full(count, 4)], axis=1).astype("<u8")
+    fields = {
+        "node_type": "array",
+        "zarr_format": 3,
+        "shape": [count],
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [count]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": 0.0,
+        "codecs": [sharded([1])],
+        "attributes": {"wsmerge": {"tensor": "t", "component": "delta"}},
+    }
+    group = {"node_type": "group", "zarr_format": 3, "consolidated_metadata": {"metadata": {"t.delta": fields}}}
+    put_bytes(store, "zarr.json", json.dumps(group).encode())
+    put_bytes(store, "t.delta/c.0", np.arange(count, dtype="<f4").tobytes() + index.tobytes())
+    return ZarrPayload(store, "", "made")
 
 
 def test_codecs_whose_size_nobody_knows_are_refused(tmp_path):

@@ -13,30 +13,36 @@ import bz2
 import lzma
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import ShardingCodec
 from zarr.codecs.numcodecs import PCodec
 from zarr.registry import register_codec
 
 if TYPE_CHECKING:
+    from zarr.abc.codec import Codec
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, NDBuffer
 
-__all__ = ["bounded_codecs"]
+__all__ = ["bounded_codecs", "chunks_within"]
 
 Json = dict[str, Any]
 
 _BOUND: Final = "wsmerge.bound"
 _BOUNDED_PCODEC: Final = "wsmerge.pcodec"
 _PCODEC: Final = "numcodecs.pcodec"
+_DTYPE_SETTINGS: Final = frozenset({"dtype", "astype", "encode_dtype", "decode_dtype"})
+_MOST_ITEM_BYTES: Final = 8
+_MOST_STREAMS: Final = 64
 _SHARDS: Final = "sharding_indexed"
 _STEP: Final = 1 << 20
 _SLACK_BYTES: Final = 1 << 16
 _LZMA_MEMORY: Final = 256 << 20
+_BLOSC_HEADER_BYTES: Final = 16
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 # What these give back is as long as what they take, or a fixed multiple of it.
 _HARMLESS: Final = frozenset(
@@ -64,12 +70,33 @@ def bounded_codecs(codecs: Any) -> list[Any]:  # noqa: ANN401 - parsed JSON
         elif name == _PCODEC:
             bounded.append({"name": _BOUNDED_PCODEC, "configuration": settings})
         elif name in _HARMLESS:
+            _check_dtypes(name, settings)
             bounded.append(codec)
         elif name in _UNPACKED:
             bounded += [codec, {"name": _BOUND, "configuration": {"codec": name, "settings": settings}}]
         else:
             raise ValueError(f"nobody knows how large what {name} has packed becomes; pack it with zstd or blosc")
     return bounded
+
+
+def chunks_within(codecs: Iterable[Codec]) -> list[tuple[int, ...]]:
+    """The shapes of chunks in shards, and of those in shards within them, by the codecs of an array."""
+    shards = [codec for codec in codecs if isinstance(codec, ShardingCodec)]
+    return [shape for codec in shards for shape in (codec.chunk_shape, *chunks_within(codec.codecs))]
+
+
+def _check_dtypes(name: str, settings: Json) -> None:
+    """Refuse elements of any size that a filter makes of numbers, such as text of a million letters."""
+    for key in _DTYPE_SETTINGS & settings.keys():
+        told = settings[key]
+        try:
+            dtype = np.dtype(told) if isinstance(told, str) else None
+        except TypeError:
+            dtype = None
+        if told is not None and (dtype is None or dtype.kind not in "biuf" or dtype.itemsize > _MOST_ITEM_BYTES):
+            raise ValueError(
+                f"{key} of {name} is {told!r}, which is no type of numbers of {_MOST_ITEM_BYTES} bytes or less"
+            )
 
 
 def _name_and_settings(codec: Any) -> tuple[str, Json]:  # noqa: ANN401 - parsed JSON
@@ -95,6 +122,9 @@ def _zstd(data: bytes, _limit: int, _settings: Json) -> int:
 
 
 def _blosc(data: bytes, _limit: int, _settings: Json) -> int:
+    # Blosc reads as far as its header says, past the end of what it is given: it then gives foreign memory, or crashes.
+    if len(data) < _BLOSC_HEADER_BYTES or int.from_bytes(data[12:16], "little") != len(data):
+        raise ValueError("the buffer of blosc is not as long as its header says")
     return int.from_bytes(data[4:8], "little")
 
 
@@ -104,14 +134,17 @@ def _lz4(data: bytes, _limit: int, _settings: Json) -> int:
 
 def _streamed(data: bytes, limit: int, make: Callable[[], Any]) -> int:
     """The bytes that all streams in `data` unpack to, or a number past `limit`; a MB is held at a time."""
-    total = 0
+    total = streams = 0
     while data and total <= limit:
+        streams += 1
+        if streams > _MOST_STREAMS:  # what is behind a stream is copied, so a million of them would take hours
+            raise ValueError(f"more than {_MOST_STREAMS} streams in one chunk")
         unpacker, rest = make(), data
         while not unpacker.eof and total <= limit:
             part = unpacker.decompress(rest, _STEP)
             total += len(part)
             rest = getattr(unpacker, "unconsumed_tail", b"")
-            if not part and not rest:
+            if not (part or rest or unpacker.eof):
                 return total  # it is torn, which the codec tells
         data = unpacker.unused_data
     return total

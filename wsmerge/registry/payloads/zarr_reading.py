@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from threading import local
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,12 @@ _AT_ONCE: Final = 4 << 20
 _MOST_BYTES: Final = 256 << 20
 """Of elements that have to be decoded to have one of them."""
 
-_MOST_IN_SHARD: Final = 1 << 22
+_CHUNKS_AT_ONCE: Final = 1 << 10
+"""Chunks that are decoded at once, at most, where so many are asked for; zarr takes 2.5 KB of memory for each."""
+
+_MOST_CHUNKS: Final = 1 << 16
+"""In a shard, and to be decoded to have one element."""
+
 _DAMAGED: Final = "copy the artifact again from its source"
 
 
@@ -115,9 +120,9 @@ class ZarrPayload(Payload):
             TensorFileError: a chunk is missing, or its bytes are damaged.
         """
         flat = out.reshape(-1)
-        _, chunks = self._arrays[key]
-        shape = self._specs[key].shape
-        for slab in slabs(shape, chunks, start, start + out.size, most=_AT_ONCE):
+        array = self._arrays[key]
+        most = min(_AT_ONCE, array.finest * _CHUNKS_AT_ONCE)
+        for slab in slabs(self._specs[key].shape, array.array.chunks, start, start + out.size, most=most):
             first, last = max(start, slab.start), min(start + out.size, slab.stop)
             part = flat[first - start : last - start]
             if part.size == slab.stop - slab.start:
@@ -141,7 +146,7 @@ class ZarrPayload(Payload):
 
     def _decoded(self, key: str, slab: Slab) -> NDArray[np.float32]:
         try:
-            values: Any = self._arrays[key][0][slab.selection]
+            values: Any = self._arrays[key].array[slab.selection]
         except WsmergeError:
             raise
         except Exception as error:
@@ -152,23 +157,38 @@ class ZarrPayload(Payload):
         return np.asarray(values, np.float32).reshape(-1)
 
 
-def _opened(array: ArrayMetadata, store: Store, path: str, label: str) -> tuple[Array[Any], tuple[int, ...]]:
-    """The array as zarr reads it, and the shape of its chunks."""
+class _Opened(NamedTuple):
+    """An array as zarr reads it.
+
+    Attributes:
+        array: zarr's.
+        finest: elements of a chunk, of the innermost ones where shards lie within chunks.
+    """
+
+    array: Array[Any]
+    finest: int
+
+
+def _opened(array: ArrayMetadata, store: Store, path: str, label: str) -> _Opened:
     from zarr.storage import StorePath  # noqa: PLC0415 - zarr is slow to import
 
     from wsmerge.registry.payloads.zarr_bfloat16 import register_bfloat16  # noqa: PLC0415 - imports zarr
-    from wsmerge.registry.payloads.zarr_bounds import bounded_codecs  # noqa: PLC0415 - imports zarr
+    from wsmerge.registry.payloads.zarr_bounds import (  # noqa: PLC0415 - imports zarr
+        bounded_codecs,
+        chunks_within,
+    )
 
     register_bfloat16()
     try:
         fields = array.fields | {"codecs": bounded_codecs(array.fields.get("codecs"))}
         opened = _made(fields, StorePath(store, path))
-        _check_chunks(array, opened.chunks, opened.shards)
-    except ValueError as error:
+        metadata: Any = opened.metadata
+        finest = _check_chunks(array, opened.chunks, opened.shards, chunks_within(metadata.codecs))
+    except (ValueError, NotImplementedError) as error:  # the latter of a grid that is not regular
         raise TensorFileError(
             f"zarr cannot take the metadata of {array.spec.name}: {error}", where=label, hint=_DAMAGED
         ) from error
-    return opened, opened.chunks
+    return _Opened(opened, finest)
 
 
 def _made(fields: Mapping[str, Any], place: StorePath) -> Array[Any]:
@@ -184,18 +204,26 @@ def _made(fields: Mapping[str, Any], place: StorePath) -> Array[Any]:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _check_chunks(array: ArrayMetadata, chunk: tuple[int, ...], shard: tuple[int, ...] | None) -> None:
-    """Refuse a grid whose parts take more memory than a reader can be asked for, before any of them is read."""
+def _check_chunks(
+    array: ArrayMetadata, chunk: tuple[int, ...], shard: tuple[int, ...] | None, within: Sequence[tuple[int, ...]]
+) -> int:
+    """The elements of an innermost chunk.
+
+    Raises:
+        ValueError: parts of the grid take more memory than a reader can be asked for; told before any is read.
+    """
     itemsize, shape = array.spec.dtype.itemsize, array.spec.shape
-    if len(chunk) != len(shape) or not all(chunk):
+    if len(chunk) != len(shape) or not all(length > 0 for part in (chunk, *within) for length in part):
         raise ValueError(f"its chunks {list(chunk)} do not make {list(shape)}")
     first = next(iter(slabs(shape, chunk, 0, 1)), None) if array.spec.numel else None
-    needed = max(math.prod(chunk), first.stop - first.start if first else 0) * itemsize
-    if needed > _MOST_BYTES:
+    elements = max(math.prod(chunk), first.stop - first.start if first else 0)
+    if elements * itemsize > _MOST_BYTES:
         raise ValueError(
-            f"its chunks {list(chunk)} take {needed:,} bytes to read one element, and {_MOST_BYTES:,} is the most; "
-            "write it again in smaller ones"
+            f"its chunks {list(chunk)} take {elements * itemsize:,} bytes to read one element, and {_MOST_BYTES:,} is the "
+            "most; write it again in smaller ones"
         )
-    count = math.prod(whole // part for whole, part in zip(shard, chunk, strict=True)) if shard else 1
-    if count > _MOST_IN_SHARD:
-        raise ValueError(f"its shards hold {count:,} chunks, and {_MOST_IN_SHARD:,} is the most")
+    finest = min(math.prod(part) for part in (chunk, *within))
+    count = max(elements, math.prod(shard or chunk)) // finest
+    if count > _MOST_CHUNKS:
+        raise ValueError(f"{count:,} chunks are in one shard or read for one element, and {_MOST_CHUNKS:,} is the most")
+    return finest
