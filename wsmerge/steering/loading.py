@@ -19,7 +19,7 @@ from wsmerge.steering.chat import bind_template_args
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DTYPES", "chosen_device", "load_model", "load_tokenizer", "quiet_transformers"]
+__all__ = ["DTYPES", "chosen_device", "chosen_dtype", "load_model", "load_tokenizer", "quiet_transformers"]
 
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 _NAMED_AT_MOST: Final = 3
@@ -41,13 +41,17 @@ def chosen_device(wanted: str) -> str:
     return wanted
 
 
+def chosen_dtype(wanted: str, device: str) -> str:
+    """`wanted`; for `auto` bfloat16 on a GPU, else float32: elsewhere products in bfloat16 are many times slower."""
+    return wanted if wanted != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
+
+
 def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
     """Load the causal language model in `folder`, every weight of it.
 
     Args:
         folder: a checkpoint folder.
-        dtype: what it computes in; `auto` is bfloat16 on a GPU and float32 elsewhere, since matrix products in bfloat16 are
-            many times slower on most processors.
+        dtype: what it computes in; `auto` as for `chosen_dtype`.
         device: as torch names it; `auto` as for `chosen_device`.
 
     Raises:
@@ -57,11 +61,10 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Pr
     if dtype not in DTYPES:
         raise UsageError(f"no dtype {dtype!r} to load a model in", hint=f"one of: {', '.join(DTYPES)}")
     device = chosen_device(device)
-    wanted = dtype if dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
     with quiet_transformers():
         try:
             loaded: Any = _auto_class(folder).from_pretrained(
-                folder, dtype=getattr(torch, wanted), output_loading_info=True
+                folder, dtype=getattr(torch, chosen_dtype(dtype, device)), output_loading_info=True
             )
         except Exception as error:
             # transformers, and the libraries of quantisation that it calls, raise whatever they like.

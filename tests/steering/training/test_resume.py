@@ -144,6 +144,18 @@ def test_a_state_of_a_gpu_goes_on_without_one(base, tmp_path, monkeypatch):
     assert train_pair(file, base, tmp_path / "out", resume=True).outcomes["plus"].steps == 2
 
 
+def test_poles_are_not_trained_in_two_dtypes(base, tmp_path):
+    """On a GPU `dtype: auto` is bfloat16; what was begun elsewhere goes on there once the file says float32."""
+    file = write_config(tmp_path / "c", steps=1)
+    train_pair(file, base, tmp_path / "out", device="cpu")
+    shutil.rmtree(tmp_path / "out/minus")
+    with pytest.raises(UsageError, match="another training") as caught:
+        train_pair(file, base, tmp_path / "out", device="cuda", resume=True)
+    assert caught.value.details == ("settings: dtype: 'float32' then, 'bfloat16' now",)
+    write_config(tmp_path / "c", steps=1, dtype="float32")
+    assert train_pair(file, base, tmp_path / "out", device="cpu", resume=True).config.dtype == "float32"
+
+
 def test_a_folder_that_cannot_be_one(base, tmp_path):
     file = write_config(tmp_path / "c", steps=1)
     with pytest.raises(OutputError, match="is no folder"):

@@ -23,7 +23,7 @@ from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from wsmerge.errors import Problems, UsageError
-from wsmerge.steering.loading import load_model, quiet_transformers
+from wsmerge.steering.loading import chosen_dtype, load_model, quiet_transformers
 from wsmerge.steering.training.config import ALL_LINEAR, TrainConfig
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def prepare(config: TrainConfig, base: Path, device: str) -> Trainee:
         CheckpointError: the base cannot be loaded.
         UsageError: no module of the names that the configuration gives, none with a bias, or no such device.
     """
-    wanted = config.dtype if config.dtype != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
+    wanted = chosen_dtype(config.dtype, device)
     model = load_model(base, dtype=wanted if config.method == "lora" else "float32", device=device)
     if config.gradient_checkpointing:
         # Releases of transformers differ in the name.

@@ -26,7 +26,7 @@ from wsmerge.core.files import file_sha256, make_folder, replace_synced, staged_
 from wsmerge.core.opening import parse_json, read_whole
 from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.chat import pad_id
-from wsmerge.steering.loading import chosen_device, load_tokenizer
+from wsmerge.steering.loading import chosen_device, chosen_dtype, load_tokenizer
 from wsmerge.steering.pairs import Pair, load_pairs
 from wsmerge.steering.stamps import file_sizes
 from wsmerge.steering.training.biases import with_zero_biases
@@ -65,7 +65,7 @@ class Trained:
     """What a training left.
 
     Attributes:
-        config: its settings, with the seeds that were drawn.
+        config: its settings, with the seeds that were drawn and the dtype that `auto` stood for.
         base: the checkpoint that the poles are changes of.
         poles: the folder of each.
         outcomes: how the training of each went.
@@ -127,7 +127,9 @@ def train_pair(
         NonFiniteError: a loss is not finite.
         KeyboardInterrupt: interrupted, after a checkpoint.
     """
-    config = load_train_config(config_file)
+    config, device = load_train_config(config_file), chosen_device(device)
+    # A training that goes on elsewhere must not train one pole in bfloat16 and the other in float32.
+    config = config.model_copy(update={"dtype": chosen_dtype(config.dtype, device)})
     data = load_data(config, config_file.parent)
     with alone_in(out_dir):
         config = _begun_with(out_dir / TRAINING_FILE, config, resume=resume).with_factor_seed(version)
