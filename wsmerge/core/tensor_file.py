@@ -21,7 +21,7 @@ from wsmerge.core.dtypes import DTYPES
 from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.opening import parse_json
 from wsmerge.core.ranges import LocalFile, RangeFile, read_range
-from wsmerge.core.tensors import TensorSpec
+from wsmerge.core.tensors import TensorSpec, is_shape
 from wsmerge.errors import Problems, TensorFileError
 
 __all__ = ["PAGE_BYTES", "TensorFile", "encode_header"]
@@ -188,8 +188,10 @@ def _entry(name: str, value: Any, problems: Problems) -> tuple[TensorSpec, int, 
         problems.add(f"{name}: unknown dtype {dtype!r}")
     elif not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
         problems.add(f"{name!r}: half a surrogate pair is no name")
-    elif not isinstance(shape, list) or not _naturals((*shape, begin, end)):
-        problems.add(f"{name}: shape {shape} or offsets {[begin, end]} are not natural numbers of 63 bits")
+    elif not is_shape(shape):
+        problems.add(f"{name}: its shape {shape} is no list of natural numbers that an array can have")
+    elif not _naturals((begin, end)):
+        problems.add(f"{name}: its offsets {[begin, end]} are not natural numbers of 63 bits")
     else:
         return TensorSpec(name, DTYPES[dtype], tuple(shape)), begin, end
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from wsmerge.core.deltas import LowRankDelta
 from wsmerge.core.dtypes import DType
 
-__all__ = ["BaseIdentity", "DeltaSource", "Source", "StoredName", "TensorInput", "TensorSpec"]
+__all__ = ["BaseIdentity", "DeltaSource", "Source", "StoredName", "TensorInput", "TensorSpec", "is_shape"]
+
+_MOST_DIMENSIONS: Final = 64
+_MOST_ELEMENTS: Final = 1 << 59
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,14 @@ class TensorSpec:
     def nbytes(self) -> int:
         """Bytes that the elements take."""
         return self.numel * self.dtype.itemsize
+
+
+def is_shape(value: Any) -> TypeGuard[list[int]]:  # noqa: ANN401 - parsed JSON
+    """Whether `value` is a list of lengths that an array of numpy can have."""
+    # A bool is no length here; numpy counts the bytes of an empty array too, as if each 0 were 1.
+    if not isinstance(value, list) or not all(type(length) is int and length >= 0 for length in value):
+        return False
+    return len(value) <= _MOST_DIMENSIONS and math.prod(max(1, length) for length in value) < _MOST_ELEMENTS
 
 
 @dataclass(frozen=True, slots=True)

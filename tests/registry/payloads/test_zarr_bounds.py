@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import struct
 import tracemalloc
 import zlib
@@ -20,7 +21,7 @@ from zarr.storage import MemoryStore
 
 from tests.registry.payloads.test_zarr_payload import packed_folder
 from tests.registry.payloads.zarr_artifacts import DENSE
-from wsmerge.errors import TensorFileError, WsmergeError
+from wsmerge.errors import DirectionError, TensorFileError, WsmergeError
 from wsmerge.registry import open_direction_folder
 from wsmerge.registry.payloads.zarr_keys import put_bytes
 from wsmerge.registry.payloads.zarr_layout import Slab
@@ -194,14 +195,14 @@ def test_few_chunks_are_read_at_once(monkeypatch):
     assert at_once == [1024] * 4
 
 
-def one_element_chunks(count: int) -> ZarrPayload:
+def one_element_chunks(count: int, shape: int | None = None) -> ZarrPayload:
     """An array of one shard whose chunks have an element each."""
     store = MemoryStore()
     index = np.stack([np.arange(count) * 4, np.full(count, 4)], axis=1).astype("<u8")
     fields = {
         "node_type": "array",
         "zarr_format": 3,
-        "shape": [count],
+        "shape": [shape or count],
         "data_type": "float32",
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [count]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
@@ -213,6 +214,25 @@ def one_element_chunks(count: int) -> ZarrPayload:
     put_bytes(store, "zarr.json", json.dumps(group).encode())
     put_bytes(store, "t.delta/c.0", np.arange(count, dtype="<f4").tobytes() + index.tobytes())
     return ZarrPayload(store, "", "made")
+
+
+def test_an_array_larger_than_memory_is_told():
+    payload = one_element_chunks(1, shape=1 << 50)
+    with pytest.raises(DirectionError, match=r"t\.delta takes 4,503,599,627,370,496 bytes of memory"):
+        payload.read("t.delta")
+
+
+def test_metadata_of_any_length_are_refused_unread(tmp_path):
+    made = packed_folder(tmp_path, codec="none")
+    os.truncate(made / "direction.zarr" / "zarr.json", 100_000_001)
+    tracemalloc.start()
+    with pytest.raises(
+        TensorFileError, match=r"100,000,001 bytes that would be read at once, and 100,000,000 is the most"
+    ):
+        open_direction_folder(made)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 10_000_000
 
 
 def test_codecs_whose_size_nobody_knows_are_refused(tmp_path):

@@ -404,7 +404,12 @@ def renamed(members: dict[str, Any]) -> None:
         (
             lambda m: m[f"{DENSE}.delta"].update(shape="wide"),
             TensorFileError,
-            [f"{DENSE}.delta: its shape 'wide' is no list of natural numbers"],
+            [f"{DENSE}.delta: its shape 'wide' is no list of natural numbers that an array can have"],
+        ),
+        (
+            lambda m: m[f"{DENSE}.delta"].update(shape=[0, 1 << 62, 1 << 62]),
+            TensorFileError,
+            [f"{DENSE}.delta: its shape {[0, 1 << 62, 1 << 62]} is no list of natural numbers that an array can have"],
         ),
         (
             renamed,

@@ -60,8 +60,18 @@ class Payload(Closing):
             self.fill(key, start, out)
 
     def read(self, key: str) -> NDArray[np.float32]:
-        """The whole array `key`, float32."""
-        out = np.empty(self.specs[key].shape, np.float32)
+        """The whole array `key`, float32.
+
+        Raises:
+            DirectionError: it does not fit into memory.
+        """
+        spec = self.specs[key]
+        try:
+            out = np.empty(spec.shape, np.float32)
+        except MemoryError as error:
+            raise DirectionError(
+                f"{key} takes {spec.nbytes:,} bytes of memory, more than there is", where=self.label
+            ) from error
         self.read_into(key, 0, out)
         return out
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from wsmerge.core.dtypes import dtype_named
 from wsmerge.core.opening import parse_json
-from wsmerge.core.tensors import TensorSpec
+from wsmerge.core.tensors import TensorSpec, is_shape
 from wsmerge.errors import CheckpointError, MissingDependencyError, Problems, TensorFileError
 from wsmerge.registry.payloads.zarr_layout import ATTRIBUTE, METADATA_FILE, array_name
 
@@ -114,8 +114,8 @@ def _array(name: str, fields: Any, problems: Problems) -> ArrayMetadata | None: 
         problems.add(f"{name}: its attributes name no tensor and component that it would hold")
         return None
     shape = fields.get("shape")
-    if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
-        problems.add(f"{key}: its shape {shape!r} is no list of natural numbers")
+    if not is_shape(shape):
+        problems.add(f"{key}: its shape {shape!r} is no list of natural numbers that an array can have")
         return None
     try:
         dtype = dtype_named(str(fields.get("data_type")))

@@ -14,9 +14,11 @@ from typing import Final
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from wsmerge.core.opening import MAX_WHOLE_BYTES
 from wsmerge.core.ranges import RangeFile, read_range
 from wsmerge.errors import TensorFileError
 from wsmerge.registry.files import ArtifactFiles
+from wsmerge.registry.payloads.zarr_layout import METADATA_FILE
 from wsmerge.registry.store_failures import store_reading
 
 __all__ = ["ChunkStore", "FilesStore"]
@@ -107,9 +109,10 @@ class FilesStore(_ReadOnlyStore):
     def _read(self, key: str, part: ByteRequest | None) -> bytes:
         with self._opened.using(key) as file:
             start, stop = _bounds(part, file.size)
-            if stop - start > _MOST_AT_ONCE:
+            most = MAX_WHOLE_BYTES if key.endswith(METADATA_FILE) else _MOST_AT_ONCE
+            if stop - start > most:
                 raise TensorFileError(
-                    f"has {stop - start:,} bytes that would be read at once, and {_MOST_AT_ONCE:,} is the most",
+                    f"has {stop - start:,} bytes that would be read at once, and {most:,} is the most",
                     where=file.label,
                 )
             return read_range(file, start, stop - start)
