@@ -204,6 +204,37 @@ def test_addresses_whose_host_is_a_matter_of_opinion(url):
         config(url, key_env="OPENAI_API_KEY")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[x",
+        "http://a:b",
+        "http://a:99999",
+        "http://h/\u00e9",
+        "http://\u00e9",
+        f"http://{'a' * 70}.b",
+        "http://a\x7f",
+    ],
+)
+def test_addresses_that_cannot_be_asked(url):
+    with pytest.raises(ValidationError, match="base_url"):
+        config(url)
+
+
+@pytest.mark.parametrize("timeout", [0, 1e300, float("inf"), float("nan")])
+def test_times_that_no_socket_waits(timeout):
+    with pytest.raises(ValidationError, match="timeout"):
+        config("http://127.0.0.1:1", timeout=timeout)
+
+
+@pytest.mark.parametrize("key", ["sk-1\n2", "sk-\u2026", "sk-\x01"])
+def test_a_key_that_no_header_holds_is_refused_and_not_shown(monkeypatch, key):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(UsageError, match="JUDGE_KEY holds letters that no key has") as caught:
+        make_judge(config("http://127.0.0.1:1", key_env="JUDGE_KEY"), "b")
+    assert "sk-" not in str(caught.value)
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_key_goes_where_it_is_allowed_and_through_no_proxy(monkeypatch, allowed):
     monkeypatch.setenv("MINE", "secret")

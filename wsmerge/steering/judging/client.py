@@ -74,6 +74,11 @@ def make_judge(config: JudgeSettings, behaviour: str, allowed: Allowed = NOTHING
             raise UsageError(
                 f"{config.key_env} is not set, which the judge's key is in", hint=f"export {config.key_env}=..."
             )
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError(
+                f"{config.key_env} holds letters that no key has, such as an end of line or an ellipsis",
+                hint=f"export {config.key_env} again, with the key alone",
+            )
     return _Endpoint(config, behaviour, key)
 
 

@@ -9,15 +9,16 @@ Either tells from 0 to 100.
 from __future__ import annotations
 
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
@@ -33,7 +34,8 @@ FREE_OF_SCORES: Final = frozenset({"key_env", "timeout", "retries", "workers"})
 """Settings that change no score, so that scores are kept when one of them is changed."""
 
 # Host, port and path alone: what stands before an @ or after a \\ is read as the host by some and not by others.
-_ADDRESS: Final = r"^https?://[^\s/?#@\\]+(/[^\s?#@\\]*)?$"
+_ADDRESS: Final = r"^https?://[!-~&&[^/?#@\\]]+(/[!-~&&[^?#@\\]]*)?$"
+_LONGEST_TIMEOUT_S: Final = 86_400.0
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
@@ -46,7 +48,7 @@ class JudgeSettings(BaseModel):
         model: the judge's name there.
         key_env: the environment variable that has its key: one of `client.KEY_HOSTS`, or one that the user allows.
         prompt: what it is asked; `{behaviour}`, `{question}` and `{answer}` are filled in.
-        timeout: seconds until a request is given up.
+        timeout: seconds until a request is given up, a day at most.
         retries: how often a failed request is made again, after longer and longer waits.
         workers: requests at once.
     """
@@ -58,9 +60,19 @@ class JudgeSettings(BaseModel):
     model: _Text | None = None
     key_env: _Text | None = None
     prompt: _Text = JUDGE_PROMPT
-    timeout: PositiveFloat = 60.0
+    timeout: Annotated[float, Field(gt=0, le=_LONGEST_TIMEOUT_S)] = 60.0
     retries: NonNegativeInt = 3
     workers: PositiveInt = 4
+
+    @field_validator("base_url")
+    @classmethod
+    def _can_be_asked(cls, url: str | None) -> str | None:
+        """What an address cannot be raises from deep within urllib otherwise, and then with each request."""
+        if url is not None:
+            parts = urlsplit(url)
+            (parts.hostname or "").encode("idna")
+            _ = parts.port
+        return url
 
     @model_validator(mode="after")
     def _one_judge(self) -> JudgeSettings:
