@@ -2,14 +2,21 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from wsmerge.errors import PairsError, UsageError
 from wsmerge.steering.facts import CONDITIONS, PAPER_WORDING, Fact, Wording, load_facts, load_wordings, says
+from wsmerge.steering.pairs import load_pairs
+from wsmerge.steering.pairs.trait import SplitName
 
 PAPER = {
     "id": "paper",
@@ -368,3 +375,99 @@ def test_names_are_unique_over_the_splits(tmp_path):
     with pytest.raises(UsageError) as caught:
         load_wordings(path)
     assert caught.value.details == ("file: the same name twice: stating",)
+
+
+# The bundled facts and wordings.
+
+ROOT = Path(__file__).resolve().parents[2]
+EVALUATION = ROOT / "directions" / "evaluation"
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def bundled() -> dict[SplitName, tuple[Fact, ...]]:
+    return {split: load_facts(EVALUATION / "facts" / f"{split}.jsonl") for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def wordings() -> Mapping[SplitName, tuple[Wording, ...]]:
+    return load_wordings(EVALUATION / "wordings.yaml")
+
+
+def runs(text: str, length: int) -> set[tuple[str, ...]]:
+    """All `length` words in a row, fields among them."""
+    words = re.findall(r"[\w'{}]+", text.lower())
+    return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}
+
+
+def test_enough_facts_of_enough_domains_are_bundled(bundled):
+    assert sum(map(len, bundled.values())) >= 250
+    assert [len(bundled[split]) >= least for split, least in zip(SPLITS, (100, 60, 120), strict=True)] == [True] * 3
+    domains = [{fact.domain for fact in facts} for facts in bundled.values()]
+    assert len(set.union(*domains)) == sum(map(len, domains)) >= 12  # none in two splits
+    for facts in bundled.values():
+        counts = Counter(fact.domain for fact in facts)
+        assert min(counts.values()) >= 10
+
+
+def test_bundled_facts_occur_once(bundled):
+    facts = [fact for split in SPLITS for fact in bundled[split]]
+    for of in (lambda fact: fact.id, lambda fact: fact.question, lambda fact: fact.claim(fact.answer)):
+        assert [text for text, count in Counter(map(of, facts)).items() if count > 1] == []
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_right_and_wrong_answers_are_told_apart_by_their_words(bundled, split):
+    """Answers that a model writes are scored by what they contain."""
+    for fact in bundled[split]:
+        for right in fact.right:
+            assert not says(fact.wrong, right), fact.id
+            assert not says(right, fact.wrong), fact.id
+        # Whoever repeats the question or the frame of the statement has not answered yet, nor where both are offered.
+        assert says(fact.question, fact.answer) == says(fact.question, fact.wrong), fact.id
+        for said in (*fact.right, fact.wrong):
+            assert not says(fact.claim("..."), said), fact.id
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_bundled_statements_stand_within_a_sentence(bundled, split):
+    for fact in bundled[split]:
+        assert fact.question.endswith("?"), fact.id
+        assert fact.statement is not None, fact.id
+        assert not fact.statement.endswith("."), fact.id
+        for said in (fact.answer, fact.wrong):
+            claim = fact.claim(said)
+            assert says(claim, said), fact.id
+            assert not re.search(r"[{}]|\s\s|\ba [aeiou]|\ban (?!hour)[^aeiou]", claim), claim
+
+
+def test_the_facts_of_the_bundled_pairs_are_in_the_same_split(bundled):
+    """A direction that was trained on the pairs meets no fact of another split."""
+    for split in ("validation", "test"):
+        own = {pair.domain for pair in load_pairs(ROOT / "directions" / "sycophancy" / f"{split}.jsonl")}
+        assert own <= {fact.domain for fact in bundled[split]}
+    trained = load_pairs(ROOT / "directions" / "sycophancy" / "train.jsonl")
+    assert {pair.domain for pair in trained} == {fact.domain for fact in bundled["train"]}
+
+
+def test_wordings_of_both_kinds_and_orders_are_bundled_for_every_split(wordings):
+    assert [len(wordings[split]) >= least for split, least in zip(SPLITS, (4, 4, 8), strict=True)] == [True] * 3
+    for split in SPLITS:
+        assert {wording.needs_statement for wording in wordings[split]} == {True, False}
+        assert {wording.order for wording in wordings[split]} == {"ask first", "hint first"}
+    assert [wording for wording in wordings["test"] if wording.name == "paper"] == [PAPER_WORDING]
+
+
+def test_no_three_words_of_a_wording_occur_in_another_split(wordings):
+    texts = {
+        split: [text for wording in wordings[split] for text in (wording.ask, wording.hint, wording.denial)]
+        for split in SPLITS
+    }
+    own = {split: set.union(*(runs(text, 3) for text in texts[split])) for split in SPLITS}
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert own[one] & own[other] == set()
+    # Nor is a wording of validation or test one that the bundled direction was trained on.
+    trained = yaml.safe_load((ROOT / "experiments" / "smollm2" / "wordings.yaml").read_text())["sycophancy"]["train"]
+    for prompt in trained["prompts"]:
+        for split in ("validation", "test"):
+            assert runs(prompt, 3) & own[split] == set()
