@@ -17,7 +17,7 @@ from wsmerge.engine.fidelity import Fidelity
 from wsmerge.engine.merge import MergeReport
 from wsmerge.registry import Store
 from wsmerge.steering.embedded import embedded_model
-from wsmerge.steering.evaluation import generate
+from wsmerge.steering.evaluation import answers_to
 from wsmerge.steering.pairs import Pair
 
 if TYPE_CHECKING:
@@ -295,7 +295,8 @@ def _shown(behaviour: Behaviour) -> tuple[Pair, ...]:
 
 def _answer(model: PreTrainedModel, instrument: Instrument, prompts: Sequence[tuple[str, str]]) -> list[str]:
     texts = [prompt for _, prompt in prompts]
-    return generate(model, instrument.tokenizer, texts, max_new_tokens=_ANSWER_TOKENS)
+    answers = answers_to(model, instrument.tokenizer, texts, max_new_tokens=_ANSWER_TOKENS)
+    return [answer.text for answer in answers]
 
 
 def _passages(file: Path) -> list[str]:

@@ -18,6 +18,7 @@ import torch
 from wsmerge.errors import UsageError
 from wsmerge.steering.baselines.method import Subject
 from wsmerge.steering.chat import answer_ids, pad_id, prompt_ids
+from wsmerge.steering.generation import padded
 from wsmerge.steering.pairs import Pair
 
 if TYPE_CHECKING:
@@ -84,14 +85,10 @@ def _mean_activations(subject: Subject, turns: Sequence[tuple[str, str]], batch_
 
 
 def _batch_sum(subject: Subject, rows: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
-    length = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids = torch.full((len(rows), length), pad_id(subject.tokenizer))
-    mask, of_answer = torch.zeros_like(ids), torch.zeros(len(rows), length, dtype=torch.float64)
+    ids, mask = padded([prompt + answer for prompt, answer in rows], pad_id(subject.tokenizer), left=False)
+    of_answer = torch.zeros(ids.shape, dtype=torch.float64)
     for number, (prompt, answer) in enumerate(rows):
-        end = len(prompt) + len(answer)
-        ids[number, :end] = torch.tensor(prompt + answer)
-        mask[number, :end] = 1
-        of_answer[number, len(prompt) : end] = 1 / len(answer)
+        of_answer[number, len(prompt) : len(prompt) + len(answer)] = 1 / len(answer)
     model = subject.model
     with torch.inference_mode(), _captured(model) as hidden:
         model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, logits_to_keep=1)

@@ -1,8 +1,9 @@
 """How far a change takes a model from where it began, on text that has nothing to do with any behaviour.
 
-    KL = mean over tokens of sum over the vocabulary of p_0 (log p_0 - log p_k), in nats
+    KL = mean over a passage's tokens of sum over the vocabulary of p_0 (log p_0 - log p_k), in nats
 
-with p_0 the model at k = 0 and p_k the model under study, each token predicted from those before it. Passages stand as the
+with p_0 the model at k = 0 and p_k the model under study, each token predicted from those before it; the figure is the mean
+over passages, which weigh the same whatever their length. Passages stand as the
 answers to one neutral request, so that a system message counts too. It is one cost for all methods: at the same KL they
 have changed the model's predictions by as much, and may be compared in what they reach.
 """
@@ -19,6 +20,7 @@ import torch
 from wsmerge.errors import NonFiniteError, UsageError
 from wsmerge.steering.baselines.method import Subject
 from wsmerge.steering.chat import answer_ids, pad_id, prompt_ids
+from wsmerge.steering.generation import padded
 from wsmerge.steering.sweep.items import Split, Splits, load_passages, spread
 from wsmerge.steering.sweep.samples import Samples
 
@@ -111,12 +113,7 @@ class DivergenceScorer:
         size = max(1, batch_size // 4)
         for start in range(0, len(answers), size):
             rows = answers[start : start + size]
-            length = max(map(len, rows))
-            ids = torch.full((len(rows), len(prompt) + length), pad_id(tokenizer))
-            mask = torch.zeros_like(ids)
-            for number, row in enumerate(rows):
-                ids[number, : len(prompt) + len(row)] = torch.tensor(prompt + row)
-                mask[number, : len(prompt) + len(row)] = 1
+            ids, mask = padded([prompt + row for row in rows], pad_id(tokenizer), left=False)
             with torch.inference_mode():
                 logits = model(
                     input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
