@@ -97,3 +97,19 @@ def test_a_system_that_cannot_exchange_says_so(tmp_path, monkeypatch, code):
     assert exchange(tmp_path / "one", tmp_path / "two") is False
     monkeypatch.setattr(ctypes, "CDLL", lambda *_name, **_options: object())
     assert exchange(tmp_path / "one", tmp_path / "two") is False
+
+
+def test_a_folder_that_another_process_swept_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    opened = os.open
+    swept: list[Path] = []
+
+    def racing(path, *arguments, **more):
+        if not swept and str(path).endswith(".partial"):
+            swept.append(path)
+            Path(path).rmdir()
+        return opened(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", racing)
+    with temporary_folder(tmp_path, ".out.") as folder:
+        assert folder.is_dir()
+    assert swept

@@ -13,7 +13,7 @@ from typing import Final
 from wsmerge.core.files import make_folder
 from wsmerge.errors import OutputError
 
-__all__ = ["alone_in"]
+__all__ = ["alone_in", "lock_at_once"]
 
 _NO_LOCKS: Final = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK})
 """What file systems answer that know no locks, as some of clusters do; nobody is kept out there."""
@@ -34,19 +34,28 @@ def alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
     try:
-        _lock(held, folder)
+        try:
+            lock_at_once(held)
+        except BlockingIOError as error:
+            raise OutputError(
+                "another process works in this folder", where=str(folder), hint="wait for it, or choose another folder"
+            ) from error
         yield
     finally:
         os.close(held)
 
 
-def _lock(held: int, folder: Path) -> None:
+def lock_at_once(descriptor: int) -> None:
+    """Lock an open folder until it is closed, where its file system knows locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the system refuses.
+    """
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputError(
-            "another process works in this folder", where=str(folder), hint="wait for it, or choose another folder"
-        ) from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

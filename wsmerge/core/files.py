@@ -139,10 +139,13 @@ def temporary_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterato
     try:
         while held < 0:
             folder.mkdir(mode, parents=True, exist_ok=True)
-            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with suppress(FileNotFoundError):  # taken for a leftover before it was opened
+                held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if held < 0:
+                continue
             with suppress(OSError):  # some file systems of clusters know no locks; nobody sweeps there
                 fcntl.flock(held, fcntl.LOCK_EX)
-            if not folder.exists():  # taken for a leftover before it was locked
+            if not folder.exists():  # or before it was locked
                 os.close(held)
                 held = -1
         yield folder

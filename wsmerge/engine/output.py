@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from wsmerge.core.alone import lock_at_once
 from wsmerge.core.files import exchange, sync_folder
 from wsmerge.engine.journal import JOURNAL_FILE, is_resumable
 from wsmerge.engine.placing import REPORT_FILE, partial_of, place_of, replaced_of
@@ -71,8 +72,8 @@ class OutputFolder:
         Raises:
             OutputError: the system refuses, or something else has taken the folder's name meanwhile.
         """
-        (self.folder / JOURNAL_FILE).unlink(missing_ok=True)
         try:
+            (self.folder / JOURNAL_FILE).unlink(missing_ok=True)
             if self._lock_fd is None or not _is_at(self._lock_fd, self.folder):
                 raise OutputError("was moved away while it was written", where=str(self.folder), hint="merge again")
             with suppress(OSError):  # where a file system knows no modes
@@ -81,10 +82,10 @@ class OutputFolder:
             old = self._replace() if self._overwrite and self._out.exists() else None
             if old is None:
                 self.folder.rename(self._out)
+            self._finished = True
+            sync_folder(self._out.parent)
         except OSError as error:
             raise output_failure(error, self._out) from error
-        self._finished = True
-        sync_folder(self._out.parent)
         if old is not None:
             _discard(old)
 
@@ -97,11 +98,12 @@ class OutputFolder:
         if exchange(self.folder, self._out):
             return self.folder
         replaced = replaced_of(self._out)
-        self._out.rename(replaced)
         try:
+            self._out.rename(replaced)
             self.folder.rename(self._out)
-        except OSError:
-            replaced.rename(self._out)
+        except BaseException:  # Ctrl-C too
+            if not self._out.exists():
+                replaced.rename(self._out)
             raise
         return replaced
 
@@ -134,9 +136,11 @@ class OutputFolder:
                     hint="choose another output, best in a folder that others may not write to",
                 )
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                lock_at_once(fd)
+            except OSError as error:
                 os.close(fd)
+                if not isinstance(error, BlockingIOError):
+                    raise
                 raise OutputError(
                     "another merge is writing this output",
                     where=str(self._out),
@@ -151,7 +155,9 @@ class OutputFolder:
     def _clean_up(self, *, keep: bool) -> None:
         keep = keep or self._finished
         if self._lock_fd is not None:
-            if not keep:
+            if not keep and _is_at(
+                self._lock_fd, self.folder
+            ):  # else it was moved away, and another merge's lies there
                 shutil.rmtree(self.folder, ignore_errors=True)  # already on the way out with the error that matters
             for fd in (self._lock_fd, *self._held):
                 os.close(fd)
