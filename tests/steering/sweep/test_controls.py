@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,10 @@ def test_methods_are_compared_at_equal_cost(done):
     assert len(comparison_table(result)[1]) == len(result.comparisons)
     assert any("that of random directions" in line for line in sentences(result))
     assert len(results_json(result)["comparisons"]) == len(result.comparisons)
+    picked_only = replace(result, config=result.config.model_copy(update={"test": "picked"}))
+    for one, split in ((result, "test"), (picked_only, "validation")):
+        assert results_json(one)["compared_on"] == split
+        assert any("flatters" in line for line in sentences(one)) == (split == "validation")
 
 
 def test_a_finished_sweep_measures_nothing_again_and_says_the_same(lab, done):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests.steering.tiny import tiny_model, tiny_tokenizer
 from tests.steering.training.made import adapted, mean_loss, plain, rows, settings_of, write_config, write_rows
@@ -42,9 +43,19 @@ def test_parts_of_a_batch_make_the_same_step(base, tmp_path):
         torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_activations_computed_twice_give_the_same_step(base, tmp_path):
+def test_activations_computed_twice_give_the_same_step(base, tmp_path, monkeypatch):
+    calls: list[LlamaMLP] = []
+    true_forward = LlamaMLP.forward
+
+    def counted(module: LlamaMLP, hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(module)
+        return true_forward(module, hidden)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
     whole = trained(base, tmp_path / "whole", steps=3)
+    once = len(calls)
     again = trained(base, tmp_path / "again", steps=3, gradient_checkpointing=True)
+    assert len(calls) == once + 2 * once > 0
     for name, tensor in whole.items():
         torch.testing.assert_close(again[name], tensor, rtol=1e-3, atol=1e-5)
 

@@ -222,7 +222,8 @@ class SweepConfig(Settings):
         methods: what is compared.
         measures: what is measured, by name.
         pick: how a strength is picked.
-        test: whether every strength is measured on the test items, or only the picked one.
+        test: whether every strength is measured on the test items, or only the picked one; methods are then compared on
+            validation, which flatters what was picked there.
         repair: a fine-tune to be repaired.
         evaluation: write an evaluation file of this name for each direction that a method uses alone.
         controls: what methods are held against; None (`false` in the file) for nothing.

@@ -61,6 +61,7 @@ def results_json(result: SweepResult) -> dict[str, Any]:
         "unmeasured": {method: list(left) for method in result.methods if (left := result.unmeasured(method))},
         "layers": dict(result.layers),
         "notes": list(result.notes),
+        "compared_on": result.shown,
         "comparisons": [{**asdict(one), "difference": _edges(one.difference)} for one in result.comparisons],
         "points": [
             {

@@ -86,6 +86,11 @@ def sentences(result: SweepResult) -> Iterator[str]:
                 f"directions at most {max(one.effects[1] for one in against):.3g}; it is larger than {apart} of {len(against)}, "
                 "by intervals without 0"
             )
+    if result.comparisons and result.shown == "validation":
+        yield (
+            "methods are compared on the items that strengths were picked on, which flatters what was picked: "
+            "with test: all they are compared on others"
+        )
     for method in result.methods:
         if left := result.unmeasured(method):
             told = " and ".join(f"k = {end:+g}" for end in _ends(result, method, left))
