@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,20 @@ def test_truncated_files(tmp_path, saved, kept):
     with pytest.raises(TensorFileError, match=r"torch\.save") as caught:
         PickledFile(tmp_path / "a.pt")
     assert "again" in str(caught.value.hint)
+
+
+def test_archives_with_compressed_records_are_refused_unread(tmp_path):
+    torch.save({"a": torch.ones(4), "words": "A" * (64 << 20)}, tmp_path / "stored.pt")
+    with zipfile.ZipFile(tmp_path / "stored.pt") as stored, zipfile.ZipFile(tmp_path / "a.pt", "w") as packed:
+        for entry in stored.infolist():
+            is_pickle = entry.filename.endswith(".pkl")
+            packed.writestr(
+                entry.filename, stored.read(entry), zipfile.ZIP_DEFLATED if is_pickle else zipfile.ZIP_STORED
+            )
+    assert list(PickledFile(tmp_path / "stored.pt").specs) == ["a"]
+    assert (tmp_path / "a.pt").stat().st_size < 1 << 20
+    with pytest.raises(TensorFileError, match=r"compressed records \(stored/data.pkl\)"):
+        PickledFile(tmp_path / "a.pt")
 
 
 def test_files_that_cannot_be_opened(tmp_path):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -111,10 +112,24 @@ def _load(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
         raise TensorFileError(f"cannot be opened: {error.strerror or error}", where=str(path)) from error
     refuse_lfs_pointer(start, str(path), TensorFileError)
     try:
+        if start.startswith(_ZIP_START):
+            _refuse_packed(path)
         return torch.load(str(path), map_location="cpu", mmap=start.startswith(_ZIP_START), weights_only=True)
+    except TensorFileError:
+        raise
     except Exception as error:
         # A damaged pickle fails with whatever its next instruction fails with.
         raise _unreadable(error, path) from error
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse an archive with compressed records, which torch.save never writes: half a MB of them becomes GBs in memory."""
+    with zipfile.ZipFile(path) as archive:
+        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise TensorFileError(
+            f"holds compressed records ({packed[0]}), as torch.save writes none", where=str(path), hint=_CONVERT
+        )
 
 
 def _unreadable(error: Exception, path: Path) -> TensorFileError:

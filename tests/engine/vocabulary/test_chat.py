@@ -128,6 +128,21 @@ def test_a_damaged_tokenizer_configuration_is_an_error(tmp_path):
         stored_template(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("stored", "template"),
+    [
+        ([{"x": 1}], None),
+        ([{"name": ["default"], "template": "t"}], None),
+        ([{"name": "default"}], None),
+        ([{"name": "default", "template": {"default": "t"}}], None),
+        ([{"name": "default", "template": "t"}, {"x": 1}, 5], "t"),
+    ],
+)
+def test_a_list_of_templates_may_hold_anything(tmp_path, stored, template):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": stored}))
+    assert stored_template(tmp_path) == template
+
+
 def test_reserialising_gives_mergekits_files(folders, tmp_path):
     for name in ("ours", "theirs"):
         (tmp_path / name).mkdir()

@@ -108,7 +108,8 @@ def reserialise_tokenizer(
 
 def _default(stored: Any) -> str | None:  # noqa: ANN401 - whatever the file holds
     if isinstance(stored, list):
-        stored = {item["name"]: item["template"] for item in stored if isinstance(item, dict)}
-    if isinstance(stored, dict):
+        named = [item for item in stored if isinstance(item, dict) and item.get("name") == "default"]
+        stored = named[-1].get("template") if named else None
+    elif isinstance(stored, dict):
         stored = stored.get("default")
     return stored if isinstance(stored, str) else None
