@@ -87,6 +87,20 @@ def test_answers_end_with_the_end_of_the_turn(tokenizer: PreTrainedTokenizerFast
     assert answer == "Yes.<|im_end|>"
 
 
+@pytest.mark.parametrize("known", [0.2, 0.5])
+def test_coverage_of_the_difference_on_claims_of_the_same_facts(known: float) -> None:
+    """Of a known fact the true claim is agreed with and the false one is not; of any other both by chance."""
+    generator, covered, draws, facts = np.random.default_rng(1), 0, 300, 40
+    claims: tuple[Literal["true", "false"], ...] = ("true", "true", "false", "false") * facts
+    side, owners = np.array([1, 1, -1, -1] * facts), np.repeat(np.arange(facts), 4)
+    for _ in range(draws):
+        knows = (generator.random(facts) < known)[owners]
+        margins = np.where(knows, side, generator.choice([-1.0, 1.0], size=owners.size))
+        found = ChoiceScores(tuple(map(str, range(owners.size))), margins, claims, clusters=owners).false_minus_true
+        covered += found.low <= -known <= found.high
+    assert covered / draws > 0.95 - 3 * np.sqrt(0.95 * 0.05 / draws)
+
+
 def test_rates_means_and_intervals() -> None:
     margins = np.array([1.0, -1.0, 3.0, -2.0, 0.0, 0.5])
     claims: tuple[Literal["true", "false"], ...] = ("false", "false", "false", "true", "true", "true")

@@ -28,6 +28,7 @@ __all__ = [
     "Interval",
     "change_interval",
     "clusters_of",
+    "correlation_over_clusters",
     "difference_interval",
     "mean_interval",
     "ratio_interval",
@@ -99,12 +100,30 @@ def change_interval(differences: Values, clusters: Clusters = None) -> Interval:
     return _within(float(held.mean()), _with_more(held, clusters, (-1.0, 1.0)), -1.0, 1.0)
 
 
-def difference_interval(left: Interval, right: Interval) -> Interval:
-    """`left` less `right`, two figures of different items (Newcombe, Statistics in Medicine 17, 1998, method 10)."""
+def difference_interval(left: Interval, right: Interval, *, correlation: float = 0.0) -> Interval:
+    """`left` less `right`, two figures of different items (Newcombe, Statistics in Medicine 17, 1998, method 10).
+
+    `correlation` is that of the two figures, where their items are of the same clusters, as in his intervals of paired differences.
+    """
     value = left.value - right.value
-    below = math.hypot(left.value - left.low, right.high - right.value)
-    above = math.hypot(left.high - left.value, right.value - right.low)
+    ends = (left.value - left.low, right.high - right.value), (left.high - left.value, right.value - right.low)
+    # The root of a^2 + b^2 - 2 correlation a b.
+    below, above = (math.hypot(a - correlation * b, b * math.sqrt(1 - correlation**2)) for a, b in ends)
     return Interval(value, value - below, value + above)
+
+
+def correlation_over_clusters(left: Values, right: Values, clusters: tuple[Clusters, Clusters]) -> float:
+    """The correlation of the means of two groups of items that share clusters; 0 where no item has a cluster."""
+    if clusters[0] is None or clusters[1] is None:
+        return 0.0
+    residuals = [np.asarray(values, np.float64) - np.mean(values) for values in (left, right)]
+    owners = np.concatenate([np.asarray(names) for names in clusters])
+    sums = [
+        _by_cluster(np.concatenate(pair), owners)
+        for pair in ((residuals[0], np.zeros(len(right))), (np.zeros(len(left)), residuals[1]))
+    ]
+    size = math.sqrt(float((sums[0] @ sums[0]) * (sums[1] @ sums[1])))
+    return max(-1.0, min(1.0, float(sums[0] @ sums[1]) / size)) if size else 0.0
 
 
 def ratio_interval(tops: Values, bottoms: Values, clusters: Clusters = None) -> Interval:

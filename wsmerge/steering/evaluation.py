@@ -17,7 +17,13 @@ import torch
 from transformers import DynamicCache
 
 from wsmerge.errors import NonFiniteError, UsageError
-from wsmerge.steering.bootstrap import Interval, clusters_of, difference_interval, mean_interval
+from wsmerge.steering.bootstrap import (
+    Interval,
+    clusters_of,
+    correlation_over_clusters,
+    difference_interval,
+    mean_interval,
+)
 from wsmerge.steering.chat import answer_ids, pad_id, prompt_ids
 from wsmerge.steering.generation import Answer, Generator, padded, padding_reach
 from wsmerge.steering.pairs import Pair
@@ -89,12 +95,17 @@ class ChoiceScores:
     def false_minus_true(self) -> Interval:
         """The rate on false claims less the rate on true claims: -1 for perfect judgement, 0 for none.
 
-        The interval takes the two groups for independent, which is too wide where they share their facts.
+        A model that knows some facts is right of them on both sides, which makes the rates go apart together: where the two
+        groups share clusters the interval is as much wider. Where they go up and down together it takes them for
+        independent, and is too wide.
 
         Raises:
             UsageError: one of the groups is empty.
         """
-        return difference_interval(self.on("false").rate, self.on("true").rate)
+        false, true = self.on("false"), self.on("true")
+        chosen = false.margins > false.threshold, true.margins > true.threshold
+        alike = correlation_over_clusters(*chosen, (false.clusters, true.clusters))
+        return difference_interval(false.rate, true.rate, correlation=min(0.0, alike))
 
 
 @dataclass(frozen=True, slots=True)
