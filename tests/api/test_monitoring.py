@@ -401,9 +401,12 @@ def test_what_cannot_be_compared(tmp_path, base, made):
 
 def test_a_plot_has_a_line_a_run(tmp_path, base, made):
     """Steps of several runs are not joined into one line that goes up and down at each of them."""
-    names = [str(fine_tune(base, tmp_path / run / f"checkpoint-{n}", seed=n)) for run in ("a", "b") for n in (4, 8, 12)]
+    names = [
+        str(fine_tune(base, tmp_path / run / f"checkpoint-{n}", seed=n)) for run in ("a", "b$\\no$") for n in (4, 8, 12)
+    ]
     report = monitor(base, made[:2], names)
-    assert [item.run for item in report.checked] == [str(tmp_path / run) for run in ("a", "b") for _ in range(3)]
+    assert [item.run for item in report.checked] == [str(tmp_path / run) for run in ("a", "b$\\no$") for _ in range(3)]
+    plot_monitor(report, tmp_path / "plot.png")  # a name between dollars is no formula
     axes = Figure().add_subplot()
     _draw(axes, report)
     lines = [np.asarray(line.get_xdata()).tolist() for line in axes.get_lines()]

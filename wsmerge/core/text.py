@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any, Final
 
-__all__ = ["escaped_json", "fenced", "inline_code", "plain_text", "printable"]
+__all__ = ["escaped_json", "fenced", "figure_text", "inline_code", "plain_text", "printable"]
 
 _CONTROLS: Final = (
     r"\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and newline, DEL, C1
@@ -54,6 +54,11 @@ def fenced(language: str, text: str) -> str:
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{printable(text)}\n{fence}"
+
+
+def figure_text(text: str) -> str:
+    """`text` as matplotlib draws it and nothing else: what stands between dollars would be a formula, or none and an error."""
+    return printable(text).replace("$", r"\$")
 
 
 def _json_escape(found: re.Match[str]) -> str:

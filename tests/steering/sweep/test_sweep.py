@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from wsmerge.steering.pairs import load_pairs
 from wsmerge.steering.sweep import measures as measures_module
 from wsmerge.steering.sweep.files import results_json
 from wsmerge.steering.sweep.journal import PointKey
+from wsmerge.steering.sweep.plots import write_plots
 from wsmerge.steering.sweep.reading import parse_sweep
 from wsmerge.steering.sweep.results import SweepResult
 from wsmerge.steering.sweep.tables import sentences
@@ -300,6 +302,17 @@ def test_what_is_written(done):
     assert result.layers
     for plot in ("curves.png", "pareto.png"):
         assert (out / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_between_dollars_are_no_formulas(done, tmp_path):
+    result, _ = done
+    points = tuple(
+        replace(point, figures={name.replace("words", "costs $\\no$"): one for name, one in point.figures.items()})
+        for point in result.points
+    )
+    assert "costs $\\no$" in replace(result, points=points).figures
+    for plot in write_plots(replace(result, points=points), tmp_path):
+        assert plot.stat().st_size > 1000
 
 
 def test_the_evaluation_file_names_the_version(lab, done):

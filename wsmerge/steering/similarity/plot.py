@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wsmerge.core.text import figure_text
 from wsmerge.errors import MissingDependencyError, OutputError
 from wsmerge.steering.similarity.report import Checked, MonitorReport
 
@@ -51,7 +52,7 @@ def _draw(axes: Axes, report: MonitorReport) -> None:
     if report.threshold is not None:
         axes.axhline(report.threshold, color="black", linewidth=1, linestyle=":", label="threshold")
     if not stepped:
-        names = [Path(item.name).name for item in report.checked]
+        names = [figure_text(Path(item.name).name) for item in report.checked]
         axes.set_xticks(list(places.values()), names, rotation=30, ha="right", fontsize=7)
     axes.set(xlabel="step" if stepped else "checkpoint", ylabel=_measured(report))
     axes.grid(alpha=0.3)
@@ -69,7 +70,7 @@ def _draw_run(
         values = [reading.value(report.measure) for reading in readings]
         colour, line = ("grey", "--") if first.control else (f"C{number % 10}", "-")
         label = f"{first.direction} (control)" if first.control else first.direction
-        label = "_nolegend_" if run is None else f"{label}, {run}" if run else label
+        label = "_nolegend_" if run is None else figure_text(f"{label}, {run}" if run else label)
         heights = [float("nan") if value is None else value for value in values]
         axes.plot(across, heights, marker="o", label=label, color=colour, linestyle=line)
         if report.sample is not None:

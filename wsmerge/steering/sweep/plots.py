@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import StrMethodFormatter
 
+from wsmerge.core.text import figure_text
 from wsmerge.steering.sweep.picking import effect_of, pareto_front
 from wsmerge.steering.sweep.results import Figure, Point, SweepResult
 
@@ -66,7 +67,7 @@ def _plot_curves(axes: Axes, result: SweepResult, name: str) -> None:
         if method in result.random:  # thin, and behind the others
             axes.plot(ks, values, color="grey", linewidth=0.8, zorder=1, label=_random_label(result, method))
             continue
-        line = axes.plot(ks, values, marker="o", markersize=3, label=method)[0]
+        line = axes.plot(ks, values, marker="o", markersize=3, label=figure_text(method))[0]
         edges = [(figure.value.low, figure.value.high) for figure in figures]
         low, high = ([edge if math.isfinite(edge) else math.nan for edge in side] for side in zip(*edges, strict=True))
         axes.fill_between(ks, low, high, color=line.get_color(), alpha=0.12)
@@ -78,7 +79,7 @@ def _plot_curves(axes: Axes, result: SweepResult, name: str) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if any(figure.kind == "perplexity" for figure in _all(result, name)):
         axes.set_yscale("log")
-    axes.set(xlabel="k", title=name)
+    axes.set(xlabel="k", title=figure_text(name))
     axes.grid(alpha=0.3)
 
 
@@ -92,13 +93,16 @@ def _plot_front(axes: Axes, result: SweepResult) -> None:
             [effect for _, effect in mine],
             s=8 if random else 22,
             color="grey" if random else None,
-            label=_random_label(result, method) if random else method,
+            label=_random_label(result, method) if random else figure_text(method),
         )
     front = pareto_front([(cost, effect, (cost, effect)) for cost, effect, _ in points])
     axes.step([cost for cost, _ in front], [effect for _, effect in front], where="post", color="grey", linewidth=1)
     axes.set_xscale("symlog", linthresh=1.0)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set(xlabel="largest cost: points lost, or percent of perplexity", ylabel=f"effect on {result.config.target}")
+    axes.set(
+        xlabel="largest cost: points lost, or percent of perplexity",
+        ylabel=figure_text(f"effect on {result.config.target}"),
+    )
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
 
