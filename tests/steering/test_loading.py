@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGener
 from tests.steering.tiny import generate, save_tiny_base, tiny_model, tiny_tokenizer
 from wsmerge.errors import CheckpointError, UsageError
 from wsmerge.steering.loading import chosen_device, load_model, load_tokenizer
+from wsmerge.steering.training.models import _stored_dtype
 
 
 def changed(folder: Path, **settings: object) -> Path:
@@ -63,3 +64,34 @@ def test_a_vision_language_model_is_loaded_and_answers_text(tmp_path):
     model, tokenizer = load_model(tmp_path, device="cpu"), load_tokenizer(tmp_path)
     assert type(model) is LlavaForConditionalGeneration
     assert len(generate(model, tokenizer, ["Is it?"], max_new_tokens=3)) == 1
+
+
+CODE = {
+    "config.json": {
+        "model_type": "strange",
+        "architectures": ["Strange"],
+        "auto_map": {"AutoConfig": "strange.Config", "AutoModelForCausalLM": "strange.Model"},
+    },
+    "tokenizer_config.json": {"tokenizer_class": "Strange", "auto_map": {"AutoTokenizer": ["strange.Tokenizer", None]}},
+}
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, _stored_dtype])
+def test_no_code_of_a_model_runs_nor_is_anybody_asked(tmp_path, monkeypatch, load):
+    """transformers asks on standard input, which may be a pipe of questions, one of which begins with y."""
+    for name, fields in CODE.items():
+        (tmp_path / name).write_text(json.dumps(fields))
+    (tmp_path / "strange.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": (asked.append(prompt), "y")[1])  # type: ignore[func-returns-value]
+    with pytest.raises((CheckpointError, ValueError), match=r"no code of a model runs here|trust_remote_code"):
+        load(tmp_path)
+    assert asked == []
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_that_fails_in_any_way_is_told(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds no tokenizer that can be loaded"):
+        load_tokenizer(tmp_path)

@@ -64,7 +64,10 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Pr
     with quiet_transformers():
         try:
             loaded: Any = _auto_class(folder).from_pretrained(
-                folder, dtype=getattr(torch, chosen_dtype(dtype, device)), output_loading_info=True
+                folder,
+                dtype=getattr(torch, chosen_dtype(dtype, device)),
+                output_loading_info=True,
+                trust_remote_code=False,
             )
         except Exception as error:
             # transformers, and the libraries of quantisation that it calls, raise whatever they like.
@@ -97,9 +100,11 @@ def load_tokenizer(folder: Path, template_args: Mapping[str, Any] | None = None)
         UsageError: the chat template reads no such argument.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        # transformers and tokenizers raise whatever the next instruction raises.
         refuse_lfs_pointers(sorted(folder.glob("*")), CheckpointError)
+        _refuse_code(folder, error)
         raise CheckpointError(f"holds no tokenizer that can be loaded: {error}", where=str(folder)) from error
     if tokenizer.chat_template is None:
         raise CheckpointError(
@@ -112,12 +117,23 @@ def load_tokenizer(folder: Path, template_args: Mapping[str, Any] | None = None)
 def _auto_class(folder: Path) -> Any:  # noqa: ANN401 - transformers' classes of classes have no common type
     """What loads the model: vision-language models answer text too, and are no causal language models to transformers."""
     of_images: Any = AutoModelForImageTextToText
-    kind = type(AutoConfig.from_pretrained(folder))
+    kind = type(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     is_causal = kind in AutoModelForCausalLM._model_mapping  # noqa: SLF001 - transformers has no public question for it
     return of_images if not is_causal and kind in of_images._model_mapping else AutoModelForCausalLM  # noqa: SLF001 - as above
 
 
+def _refuse_code(folder: Path, error: Exception) -> None:
+    """Raise where transformers asks for leave to run code: left to itself, it takes a `y` on standard input for it."""
+    if "trust_remote_code" in str(error):
+        raise CheckpointError(
+            "comes with code that would have to run, and no code of a model runs here",
+            where=str(folder),
+            hint="take a model whose architecture and tokenizer transformers has itself",
+        ) from error
+
+
 def _not_loaded(folder: Path, error: Exception) -> CheckpointError:
+    _refuse_code(folder, error)
     try:
         quantised = json.loads((folder / "config.json").read_bytes())["quantization_config"]["quant_method"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -70,7 +70,7 @@ def with_zero_biases(base: Path, names: tuple[str, ...], folder: Path) -> Path:
 
 def _loaded(kind: Any, base: Path, **settings: Any) -> Any:  # noqa: ANN401 - transformers' own types and settings
     try:
-        return kind.from_pretrained(base, **settings)
+        return kind.from_pretrained(base, trust_remote_code=False, **settings)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot be loaded: {error}", where=str(base)) from error
 

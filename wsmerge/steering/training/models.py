@@ -209,5 +209,5 @@ def _linear_names(model: PreTrainedModel) -> list[str]:
 
 
 def _stored_dtype(base: Path) -> torch.dtype:
-    stored = AutoConfig.from_pretrained(base).dtype
+    stored = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype
     return stored if isinstance(stored, torch.dtype) else getattr(torch, stored or "float32")
