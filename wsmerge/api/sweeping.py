@@ -83,9 +83,8 @@ def sweep(  # noqa: PLR0913 - all but the first two are keywords with defaults
         digest = sweep_digest(settings, folder, digests, lab.models)
         with alone_in(Path(out)), Journal(Path(out), digest, restart=restart) as journal:
             running = Sweep(settings, lambda: lab.subject, scorers, journal, progress)
-            result = replace(
-                running.run(lab.contestants(), lab.original if settings.repair else None), notes=tuple(lab.notes())
-            )
+            found = running.run(lab.contestants(), lab.original if settings.repair else None)
+            result = replace(found, notes=(*found.notes, *lab.notes()))
         write_results(result, Path(out), plots=plots)
         if settings.evaluation is not None:
             directions = {name: one for name, one in lab.sources.items() if isinstance(one, Direction)}

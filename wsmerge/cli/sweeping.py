@@ -116,6 +116,7 @@ def sweep_command(
         device=device_at(device or load_sweep(config).device, output),
         progress=lambda key: output.note(
             f"{key.method}{f', layer {key.layer}' if key.layer is not None else ''}, k = {key.strength:g}, {key.split}"
+            f"{f', {key.only} alone' if key.only is not None else ''}"
         ),
     )
     output.data(results_json(result))

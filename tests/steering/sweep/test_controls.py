@@ -2,8 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +43,26 @@ SHAPES = {
 FILES = {"validation": "validation.jsonl", "test": "test.jsonl"}
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lab")
+def save_lab(folder: Path) -> Path:
+    """Write a base, a direction over it, and pairs."""
     base = save_tiny_base(folder / "base")
     for seed, name in enumerate(("plus", "minus")):
         make_adapter(folder / name, SHAPES, seed=seed, scale=0.2)
     wsmerge.extract(
         "sycophancy", base=base, positive=folder / "plus", negative=folder / "minus", to=folder / "direction"
     ).close()
-    for split, count in (("validation", 24), ("test", 20)):
+    for split, count in (("validation", 24), ("test", 20), ("train", 8)):
         rows = [
             {"prompt": f"Is it {split} {n // 2}?", "plus": f"Yes, {n}.", "minus": "No.", "cluster": f"{n // 2}"}
             for n in range(count)
         ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_lab(tmp_path_factory.mktemp("lab"))
 
 
 def settings(**fields: Any) -> dict[str, Any]:
@@ -89,19 +95,20 @@ def loaded(lab: Path) -> Subject:
     return Subject(AutoModelForCausalLM.from_pretrained(lab / "base", dtype=torch.float32), tiny_tokenizer())
 
 
-def divergences(subject: Subject, weights: Mapping[str, float], directions: Mapping[str, Any]) -> list[float]:
-    """One passage after another, in float64 from the logits on."""
+def divergences(
+    subject: Subject, changed: Callable[[], AbstractContextManager[Any]], passages: Sequence[str] = NEUTRAL_TEXT[1::2]
+) -> list[float]:
+    """Within `changed` from without it: one passage after another, in float64 from the logits on."""
     found = []
     prompt = prompt_ids(subject.tokenizer, "Write a short text.")
-    for passage in NEUTRAL_TEXT[1::2]:
+    for passage in passages:
         answer = answer_ids(subject.tokenizer, "Write a short text.", passage)[:48]
         ids = torch.tensor([prompt + answer])
         predictions = []
-        with Steering(subject.model, directions) as steering, torch.inference_mode():
-            for held in ({}, weights):
-                with steering.at(held):
-                    logits = subject.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
-                    predictions.append(torch.log_softmax(logits, dim=-1))
+        for held in (nullcontext, changed):
+            with torch.inference_mode(), held():
+                logits = subject.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
+                predictions.append(torch.log_softmax(logits, dim=-1))
         before, after = predictions
         found.append(float((before.exp() * (before - after)).sum(dim=1).mean()))
     return found
@@ -122,7 +129,8 @@ def test_directions_and_random_ones_are_measured_as_by_hand(lab, done):
             assert point.figures["agrees"].value.value == pytest.approx(margins.mean(), abs=1e-5)
             expected = mean_interval(margins, np.arange(20) // 2)
             assert point.figures["agrees"].value.low == pytest.approx(expected.low, abs=1e-5)
-            kl = divergences(subject, {"d": 1.0}, {"d": source})
+            with Steering(subject.model, {"d": source}) as steering:
+                kl = divergences(subject, partial(steering.at, 1.0))
             assert point.figures["KL"].value.value == pytest.approx(np.mean(kl), rel=1e-4)
         for name in SHAPES:
             delta, drawn = (one.low_rank(name) for one in (direction, by_hand["weights, random 1"]))

@@ -54,6 +54,25 @@ def test_listed_strengths_are_sorted_and_a_method_may_have_its_own():
     assert [config.strengths(method) for method in config.methods] == [(-1.0, 2.0), (1.0,)]
 
 
+def test_strengths_by_their_kl_are_to_be_found():
+    activation = {"activation": {"pairs": "p", "choose_at": {"kl": 0.04}}, "k": [1]}
+    config = parse_sweep(
+        changed(k={"kl": [0.15, 0.01, 0.15], "signs": "minus"}, methods=[*GOOD["methods"], activation])
+    )
+    weights, prompt, layer = config.methods
+    levels = config.levels(weights)
+    assert levels is not None
+    assert (levels.values, levels.factors, config.strengths(weights)) == ((0.01, 0.15), (-1.0,), ())
+    assert (config.levels(prompt), config.strengths(prompt)) == (None, (-1.0, 1.0))
+    assert (config.levels(layer), config.strengths(layer)) == (None, (1.0,))
+    assert layer.activation is not None
+    assert layer.activation.model_dump()["choose_at"] == {"kl": 0.04}
+    for fields in ({"k": {"kl": [0.1]}}, {"methods": [activation]}):
+        assert "write `controls: {draws: 0}`" in problems(changed(controls=False, **fields))
+        assert parse_sweep(changed(controls={"draws": 0}, **fields)).controls is not None
+    assert parse_sweep(changed(controls=False, k={"kl": [0.1]}, methods=GOOD["methods"][1:])).controls is None
+
+
 def test_short_forms_and_names():
     config = parse_sweep(
         changed(
@@ -107,6 +126,16 @@ def test_every_problem_is_told_with_the_key_that_was_meant():
     ("fields", "told"),
     [
         ({"k": {"from": 3, "to": 1, "points": 2}}, "from must be below to"),
+        ({"k": {"kl": [0.1], "sings": "plus"}}, "k.sings: unknown key; did you mean 'signs'?"),
+        ({"k": {"kl": [0.1], "from": 1}}, "k.from: unknown key; the keys here are kl, signs"),
+        ({"k": {"kl": []}}, "k.kl: is empty"),
+        ({"k": {"kl": [0.1, 0]}}, "k.kl[1]: Input should be greater than 0"),
+        ({"k": {"kl": 0.1}}, "k.kl: must be a list"),
+        (
+            {"methods": [{"activation": {"pairs": "p", "choose_at": {"k": 1}}}]},
+            "methods[0].activation.choose_at.k: unknown key; did you mean 'kl'?",
+        ),
+        ({"methods": [{"activation": {"pairs": "p", "choose_at": -1}}]}, "choose_at: Input should be greater than 0"),
         ({"k": [0]}, "no strength other than 0"),
         ({"k": "many"}, "k: must be a list, not text"),
         ({"k": [float("nan")]}, "not finite"),

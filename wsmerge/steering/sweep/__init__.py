@@ -3,7 +3,8 @@
 The modules, in the order in which a sweep passes through them:
 
     config       the sweep file
-    strengths    signed, at equal ratios
+    strengths    signed: listed, at equal ratios, or by their KL divergence from k = 0
+    levels       strengths at which a distance from k = 0 has given values
     measuring    the part of the file that says how something is measured
     reading      from the file to the configuration, every problem at once
     items        what is measured on

@@ -1,7 +1,7 @@
 """The sweep file: what is swept, how it is measured, and what may be paid.
 
     base: HuggingFaceTB/SmolLM2-135M-Instruct
-    k: {from: 0.25, to: 16, points: 7}      # and the same below 0
+    k: {from: 0.25, to: 16, points: 7}      # and the same below 0; or a list; or {kl: [0.01, 0.04, 0.15]}, see below
     methods:
       - weights: sycophancy@1.0.0
       - system_prompt: {plus: Agree with the user., minus: Correct the user.}
@@ -22,6 +22,10 @@
         perplexity: {validation: texts-1.txt, test: texts-2.txt}
     pick: {measure: sycophancy, aim: decrease, perplexity_rise: 5}
     controls: {draws: 3, seed: 0}           # these hold where nothing is said; `controls: false` refuses them
+
+`k: {kl: [...], signs: both}` asks for the strengths, of each method and sign, at which the KL divergence from k = 0 on neutral
+text is so many nats per token (within 5 %, by bisection on the passages for validation, with what `controls` measures); one
+that is not reached has the largest strength found below it, and is told. `choose_at: {kl: 0.04}` tries layers so.
 
 Paths are relative to the file. A choice, perplexity or answers measure has items for validation, on which everything is
 chosen, and others for test, on which nothing is.
@@ -46,7 +50,7 @@ from pydantic import (
 
 from wsmerge.recipe.values import Number, nearest
 from wsmerge.steering.sweep.measuring import Measure, one_of
-from wsmerge.steering.sweep.strengths import Grid, Settings, Strengths, strengths_of
+from wsmerge.steering.sweep.strengths import Grid, KLStrength, KLStrengths, Settings, Strengths, strengths_of
 
 __all__ = [
     "KL",
@@ -95,7 +99,8 @@ class Activation(Settings):
         layer: a layer's number, `all`, or `choose`: the one with the largest effect within the budget on validation.
         candidates: layers to choose from; None for all.
         choose_at: the size of the two strengths, -size and +size, at which layers are tried; halved where no layer is within
-            the budget.
+            the budget. Or the KL divergence from k = 0 that both strengths have at every layer: the cost is the same then, and
+            the layer with the largest effect is taken.
         items: pairs to take activations of at most.
     """
 
@@ -105,7 +110,10 @@ class Activation(Settings):
         Discriminator(lambda value: "<number>" if isinstance(value, int) else "<word>"),
     ] = "choose"
     candidates: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    choose_at: PositiveFloat = 1.0
+    choose_at: Annotated[
+        Annotated[KLStrength, Tag("<one>")] | Annotated[PositiveFloat, Tag("<number>")],
+        Discriminator(lambda value: "<one>" if isinstance(value, KLStrength | Mapping) else "<number>"),
+    ] = 1.0
     items: PositiveInt | None = None
 
 
@@ -265,10 +273,15 @@ class SweepConfig(Settings):
         )
 
     def strengths(self, method: MethodConfig) -> tuple[float, ...]:
-        """The strengths that `method` is measured at, 0 left out."""
+        """The strengths that `method` is measured at, 0 left out; none where they are to be found by their KL."""
         if method.system_prompt is not None:
             return (-1.0, 1.0)
-        return strengths_of(self.k if method.k is None else method.k)
+        return strengths_of(self._k(method))
+
+    def levels(self, method: MethodConfig) -> KLStrengths | None:
+        """The KL divergences at which `method` is measured; None where it has strengths."""
+        k = self._k(method)
+        return k if method.system_prompt is None and isinstance(k, KLStrengths) else None
 
     def random_names(self, method: MethodConfig) -> tuple[str, ...]:
         """The labels of the random directions beside `method`; none where it does not change weights."""
@@ -278,8 +291,11 @@ class SweepConfig(Settings):
 
     def stops(self, method: MethodConfig) -> bool:
         """Whether strengths of `method` beyond the first that is over the budget are left out."""
-        k = self.k if method.k is None else method.k
+        k = self._k(method)
         return method.system_prompt is None and isinstance(k, Grid) and k.stop
+
+    def _k(self, method: MethodConfig) -> Strengths:
+        return self.k if method.k is None else method.k
 
     @model_validator(mode="after")
     def _check_together(self) -> SweepConfig:
@@ -300,11 +316,21 @@ class SweepConfig(Settings):
         problems += [
             f"methods: {method.name}: no strength other than 0"
             for method in self.methods
+            if self.levels(method) is None
             if not all(map(math.isfinite, self.strengths(method))) or not self.strengths(method)
         ]
+        if self.controls is None and any(map(self._seeks_kl, self.methods)):
+            problems.append(
+                "controls: strengths by their KL need it measured; write `controls: {draws: 0}` for that alone, "
+                "without random directions"
+            )
         if problems:
             raise ValueError("; ".join(sorted(problems)))
         return self
+
+    def _seeks_kl(self, method: MethodConfig) -> bool:
+        choose_at = method.activation.choose_at if method.activation is not None else None
+        return self.levels(method) is not None or isinstance(choose_at, KLStrength)
 
     def _pick_problems(self) -> list[str]:
         behaviours = [name for name, measure in self.measures.items() if measure.role == "behaviour"]

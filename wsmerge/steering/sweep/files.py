@@ -20,7 +20,8 @@ __all__ = ["CSV_FILE", "JSON_FILE", "results_json", "write_results"]
 JSON_FILE: Final = "sweep.json"
 CSV_FILE: Final = "sweep.csv"
 _COLUMNS: Final = (
-    "method", "k", "layer", "split", "figure", "role", "value", "low", "high", "change", "change_low", "change_high",
+    "method", "k", "kl_aimed_at", "layer", "split", "figure", "role", "value", "low", "high",
+    "change", "change_low", "change_high",
 )  # fmt: skip
 
 
@@ -67,6 +68,7 @@ def results_json(result: SweepResult) -> dict[str, Any]:
             {
                 "method": point.key.method,
                 "k": point.key.strength,
+                **({"kl_aimed_at": list(point.aimed)} if point.aimed else {}),
                 "split": point.key.split,
                 "figures": {
                     name: {
@@ -92,6 +94,6 @@ def _rows(point: Point, layers: Mapping[str, int]) -> Iterator[tuple[object, ...
     for name, figure in point.figures.items():
         value, change = figure.value, figure.change
         yield (
-            key.method, key.strength, layers.get(key.method, ""), key.split, name, figure.role,
-            value.value, value.low, value.high, change.value, change.low, change.high,
+            key.method, key.strength, " ".join(map(str, point.aimed)), layers.get(key.method, ""), key.split, name,
+            figure.role, value.value, value.low, value.high, change.value, change.low, change.high,
         )  # fmt: skip

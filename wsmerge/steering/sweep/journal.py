@@ -8,7 +8,7 @@ JSON Lines. The first line has the digest of all that decides a figure; each oth
     {POINT, "measure": NAME, "item": 3, "score": 85.0}          what a judge said of one answer, in the judge's own unit
     {POINT, "measure": NAME, "figures": {...}}                  this measure is finished, and the point is not
 
-with `"method": "weights", "strength": -1.0, "split": "test", "layer": null` for POINT. A line is on the disk before work
+with `"method": "weights", "strength": -1.0, "split": "test", "layer": null, "only": null` for POINT. A line is on the disk before work
 goes on, so a kill loses at most the measure that is being taken, and a judge that fails no answer and no score.
 """
 
@@ -44,12 +44,14 @@ class PointKey:
         strength: k.
         split: which items.
         layer: the number of a layer that is tried out, or was chosen; results name a chosen one by the method instead.
+        only: where one figure alone was measured, since a strength was sought by it, its name.
     """
 
     method: str
     strength: float
     split: Split
     layer: int | None = None
+    only: str | None = None
 
 
 class Notes:
@@ -171,7 +173,7 @@ class Journal(Closing):
             ) from error
 
     def _take(self, row: dict[str, Any]) -> None:
-        key = PointKey(row["method"], row["strength"], row["split"], row["layer"])
+        key = PointKey(row["method"], row["strength"], row["split"], row["layer"], row.get("only"))
         if "measure" in row:
             self.notes(key, row["measure"]).take(row)
         else:

@@ -90,15 +90,22 @@ class Lab(Closing):
         found: list[Contestant] = []
         for method in self._config.methods:
             strengths, stops = self._config.strengths(method), self._config.stops(method)
-            choose_at = method.activation.choose_at if method.activation is not None else 1.0
-            candidates = self._candidates(method.activation)
+            levels = self._config.levels(method)
             found.append(
-                Contestant(method.name, strengths, partial(self._make, method), candidates, choose_at, stops=stops)
+                Contestant(
+                    method.name,
+                    strengths,
+                    partial(self._make, method),
+                    self._candidates(method.activation),
+                    method.activation.choose_at if method.activation is not None else 1.0,
+                    levels=levels,
+                    stops=stops,
+                )
             )
             for label in self._config.random_names(method):
                 # The layer is that of activation steering, which has no random directions.
                 make = partial(lambda method, label, _: self._weights(method, label), method, label)
-                found.append(Contestant(label, strengths, make, stops=stops, control_of=method.name))
+                found.append(Contestant(label, strengths, make, levels=levels, stops=stops, control_of=method.name))
         return found
 
     def _open(self, stack: ExitStack) -> None:

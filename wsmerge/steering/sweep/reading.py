@@ -23,16 +23,18 @@ from wsmerge.steering.sweep.config import (
     SystemPrompts,
 )
 from wsmerge.steering.sweep.measuring import Answers, AnswersJudge, Choice, Measure, Passages, Score, Task
-from wsmerge.steering.sweep.strengths import Grid
+from wsmerge.steering.sweep.strengths import Grid, KLStrength, KLStrengths
 
 __all__ = ["load_sweep", "parse_sweep"]
 
 _WHAT: Final = "sweep file"
 
-# Which keys stand below a key; what is not here has those of the top.
+# Which keys stand below a key, or in a form that a value may have (`<kl>`); what is not here has those of the top.
 _BELOW: Final[Mapping[str, type[BaseModel]]] = {
     "methods": MethodConfig,
     "k": Grid,
+    "<kl>": KLStrengths,
+    "choose_at": KLStrength,
     "adapter": AdapterSource,
     "system_prompt": SystemPrompts,
     "activation": Activation,
@@ -74,18 +76,18 @@ def _lines(error: ValidationError) -> Iterator[str]:
         (tuple(key for key in one["loc"] if not str(key).startswith("<")), one)
         for one in error.errors(include_url=False)
     ]
-    misspelt = {(*keys[:-1], _meant(keys)) for keys, one in found if one["type"] == "extra_forbidden"}
+    misspelt = {(*keys[:-1], _meant(one["loc"])) for keys, one in found if one["type"] == "extra_forbidden"}
     for keys, one in found:
         told = (one["type"] == "missing" and keys in misspelt) or (one["type"] == "too_short" and bool(one["input"]))
         if not told:
-            yield f"{spell(keys) or 'file'}: {_message(one, keys)}"
+            yield f"{spell(keys) or 'file'}: {_message(one)}"
 
 
-def _message(problem: ErrorDetails, keys: tuple[Any, ...]) -> str:
+def _message(problem: ErrorDetails) -> str:
     kind = problem["type"]
     if kind == "extra_forbidden":
-        near = _meant(keys)
-        known = ", ".join(_keys_of(_place(keys[:-1])))
+        near = _meant(problem["loc"])
+        known = ", ".join(_keys_of(_place(problem["loc"][:-1])))
         return f"unknown key; did you mean {near!r}?" if near else f"unknown key; the keys here are {known}"
     messages = {
         "missing": "missing key",

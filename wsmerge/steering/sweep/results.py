@@ -45,10 +45,17 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A method at one strength on one split; without figures where a figure was not finite."""
+    """A method at one strength on one split; without figures where a figure was not finite.
+
+    Attributes:
+        key: which.
+        figures: by name.
+        aimed: the KL divergences that the strength was found for, on validation.
+    """
 
     key: PointKey
     figures: Mapping[str, Figure]
+    aimed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ class SweepResult:
         picks: a strength for each method.
         layers: the layer that was chosen, by the method's label.
         comparisons: methods with a pick against all others, at equal cost, on the items that are shown.
-        notes: what keeps methods from being compared on the same footing.
+        notes: KL divergences that no strength was found for, and what keeps methods from being compared on the same footing.
     """
 
     config: SweepConfig
@@ -90,6 +97,11 @@ class SweepResult:
     layers: Mapping[str, int]
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def seeks_kl(self) -> bool:
+        """Whether strengths were found by their KL divergence."""
+        return any(point.aimed for point in self.points)
 
     @property
     def reference(self) -> str:

@@ -21,10 +21,12 @@ from wsmerge.steering.sweep.divergence import DivergenceScorer
 from wsmerge.steering.sweep.equal_cost import Comparison, Curve, compare, curves_of
 from wsmerge.steering.sweep.items import Split
 from wsmerge.steering.sweep.journal import Figures, Journal, PointKey
+from wsmerge.steering.sweep.levels import Found, sizes_at
 from wsmerge.steering.sweep.measures import Scorer, measure
 from wsmerge.steering.sweep.picking import effect_of, is_affordable, pick_strength
 from wsmerge.steering.sweep.results import BASE, FINE_TUNE, Picked, Point, SweepResult, figures_of
 from wsmerge.steering.sweep.samples import Samples
+from wsmerge.steering.sweep.strengths import KLStrength, KLStrengths
 
 __all__ = ["Contestant", "Progress", "Sweep"]
 
@@ -41,7 +43,8 @@ class Contestant:
         strengths: without 0.
         make: makes the method for a layer; None where the method has no layer to choose.
         candidates: layers to choose from; empty where there is nothing to choose.
-        choose_at: the strength, above 0, at which layers are tried.
+        choose_at: the strength, above 0, at which layers are tried, or the KL that their strengths are to have.
+        levels: the KL divergences whose strengths are to be found, beside `strengths`; None for none.
         stops: whether strengths beyond the first that is over the budget are left out, each sign apart.
         control_of: the method that this is a random direction for; None of the methods themselves.
     """
@@ -50,7 +53,8 @@ class Contestant:
     strengths: tuple[float, ...]
     make: Callable[[int | None], Method]
     candidates: tuple[int, ...] = ()
-    choose_at: float = 1.0
+    choose_at: float | KLStrength = 1.0
+    levels: KLStrengths | None = None
     stops: bool = False
     control_of: str | None = None
     _made: dict[int | None, Method] = field(default_factory=dict)
@@ -87,6 +91,10 @@ class Sweep:
         self._journal = journal
         self._progress = progress
         self._layers: dict[str, int] = {}
+        self._distances: dict[tuple[str, int | None, float], dict[float, float]] = {}
+        self._sizes: dict[str, float] = {}
+        self._aimed: dict[tuple[str, float], tuple[float, ...]] = {}
+        self._told: list[str] = []
         self._order: list[PointKey] = []
 
     def run(
@@ -115,7 +123,8 @@ class Sweep:
             if picked.strength != 0:
                 self._measure(by_label[picked.method], picked.strength, "test")
         comparisons = tuple(self._comparisons(by_label, picks))
-        return SweepResult(self._config, tuple(self._points()), picks, dict(self._layers), comparisons)
+        points, told = tuple(self._points()), tuple(dict.fromkeys(self._told))
+        return SweepResult(self._config, points, picks, dict(self._layers), comparisons, told)
 
     @property
     def _reference(self) -> str:
@@ -134,7 +143,7 @@ class Sweep:
         if contestant.candidates:
             self._layers[contestant.label] = self._best_layer(contestant)
         passed: set[float] = set()
-        for strength in sorted(contestant.strengths, key=abs):
+        for strength in sorted((*contestant.strengths, *self._sought(contestant)), key=abs):
             sign = math.copysign(1, strength)
             if sign in passed:
                 continue
@@ -142,6 +151,41 @@ class Sweep:
                 self._measure(contestant, strength, split)
             if contestant.stops and not self._is_affordable(PointKey(contestant.label, strength, "validation")):
                 passed.add(sign)
+
+    def _sought(self, contestant: Contestant) -> Iterator[float]:
+        """The strengths whose KL is what is aimed at."""
+        if contestant.levels is None:
+            return
+        layer = self._layers.get(contestant.label)
+        for sign in contestant.levels.factors:
+            for found in self._seek(contestant, sign, contestant.levels.values, layer):
+                if found.size is not None:
+                    key = contestant.label, sign * found.size
+                    self._aimed[key] = (*self._aimed.get(key, ()), found.aimed)
+                    yield sign * found.size
+
+    def _seek(self, contestant: Contestant, sign: float, aimed: Sequence[float], layer: int | None) -> Sequence[Found]:
+        """Find the strengths of one sign at which the KL on validation is as aimed; what is not reached is noted."""
+        label = contestant.label
+        found = sizes_at(
+            aimed,
+            lambda size: self._distance(contestant, sign * size, layer),
+            self._distances.setdefault((label, layer, sign), {}),
+            self._sizes.get(label, 1.0),  # the other sign, and the layer beside, are probably much alike
+        )
+        reached = [one.size for one in found if one.reached and one.size is not None]
+        if reached:
+            self._sizes[label] = reached[0]
+        at_layer = "" if layer is None else f" at layer {layer}"
+        self._told += [f"{label}{at_layer}: {_unreached(one, sign)}" for one in found if not one.reached]
+        return found
+
+    def _distance(self, contestant: Contestant, strength: float, layer: int | None) -> float:
+        """The KL at a strength on validation, infinite where the model breaks; it is written down under a key of its own."""
+        key = PointKey(contestant.label, strength, "validation", layer, KL)
+        self._take(key, partial(self._applied, contestant, key), only=frozenset({KL}))
+        samples = self._figures(key).get(KL)
+        return math.inf if samples is None else samples.interval.value
 
     def _is_affordable(self, key: PointKey) -> bool:
         point = self._point(key)
@@ -155,6 +199,8 @@ class Sweep:
         if len(contestant.candidates) == 1:
             return contestant.candidates[0]
         target, pick = self._config.target, self._config.pick
+        if isinstance(contestant.choose_at, KLStrength):
+            return self._best_layer_at(contestant, contestant.choose_at.kl)
         effects: dict[int, float] = {}
         for halved in range(_HALVINGS + 1):
             size = contestant.choose_at / 2**halved
@@ -168,9 +214,21 @@ class Sweep:
                 effects[layer] = max(effects.get(layer, -math.inf), effect)
             if within:
                 break
-        if not effects:
-            raise UsageError("no layer gives finite figures", where=contestant.label, hint="lower choose_at")
-        return max(effects, key=lambda layer: effects[layer])
+        return _largest(effects, contestant)
+
+    def _best_layer_at(self, contestant: Contestant, kl: float) -> int:
+        """The layer with the largest effect at the strengths, one of each sign, at which the KL is so much."""
+        target, effects = self._config.target, dict[int, float]()
+        for layer in contestant.candidates:
+            for sign in (-1.0, 1.0):
+                (found,) = self._seek(contestant, sign, (kl,), layer)
+                if found.size is None:
+                    continue
+                figures = self._try(contestant, sign * found.size, layer).figures
+                if target in figures:
+                    effect = effect_of(figures[target], self._config.pick, self._original())
+                    effects[layer] = max(effects.get(layer, -math.inf), effect)
+        return _largest(effects, contestant)
 
     def _try(self, contestant: Contestant, strength: float, layer: int) -> Point:
         """Measure on validation what decides between layers."""
@@ -309,7 +367,30 @@ class Sweep:
 
     def _point(self, key: PointKey) -> Point:
         reference: dict[str, Samples] = self._journal.points[PointKey(self._reference, 0.0, key.split)]
-        return Point(key, figures_of(self._figures(key), reference))
+        aimed = self._aimed.get((key.method, key.strength), ())
+        return Point(key, figures_of(self._figures(key), reference), aimed)
+
+
+def _largest(effects: Mapping[int, float], contestant: Contestant) -> int:
+    """The layer with the largest effect, the lowest of equal ones."""
+    if not effects:
+        raise UsageError("no layer gives finite figures", where=contestant.label, hint="lower choose_at")
+    return max(effects, key=lambda layer: effects[layer])
+
+
+def _unreached(found: Found, sign: float) -> str:
+    """Why no strength has the KL that is aimed at, and what is taken in its place."""
+    side = "k > 0" if sign > 0 else "k < 0"
+    if found.beyond is None:
+        why = "the largest that was tried has less"
+    elif found.beyond == math.inf:
+        why = "the model breaks beyond"
+    else:
+        why = f"the next larger one that was tried has {found.beyond:.3g}"
+    if found.size is None:
+        return f"a KL of {found.aimed:g} is not reached at {side}, and no smaller one was found: {why}; nothing is measured for it"
+    taken = f"k = {sign * found.size:+g} with {found.distance:.3g} stands in its place"
+    return f"a KL of {found.aimed:g} is not reached at {side}: {why}; {taken}"
 
 
 def _same(subject: Subject) -> Callable[[], AbstractContextManager[Subject]]:

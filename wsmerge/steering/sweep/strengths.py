@@ -1,4 +1,9 @@
-"""Signed strengths in a sweep file: a list, or sizes at equal ratios on both sides of 0."""
+"""Signed strengths in a sweep file: a list, sizes at equal ratios on both sides of 0, or those of given KL divergences.
+
+k: [-2, -1, 1]
+k: {from: 0.25, to: 16, points: 7}
+k: {kl: [0.01, 0.04, 0.15]}                # where the KL from k = 0 on the validation part of the neutral text is so much
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,12 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat,
 
 from wsmerge.recipe.values import Number
 
-__all__ = ["Grid", "Settings", "Strengths", "strengths_of"]
+__all__ = ["Grid", "KLStrength", "KLStrengths", "Settings", "Signs", "Strengths", "strengths_of"]
+
+Signs: TypeAlias = Literal["both", "plus", "minus"]
+"""Whether strengths stand above 0, below 0, or both."""
+
+_Positive = Annotated[Number, Field(gt=0)]
 
 
 class Settings(BaseModel):
@@ -33,7 +43,7 @@ class Grid(Settings):
     start: Annotated[PositiveFloat, Field(alias="from")]
     to: PositiveFloat
     points: PositiveInt
-    signs: Literal["both", "plus", "minus"] = "both"
+    signs: Signs = "both"
     stop: bool = False
 
     @model_validator(mode="after")
@@ -49,16 +59,57 @@ class Grid(Settings):
         return (*below, *(sizes if self.signs != "minus" else ()))
 
 
+class KLStrength(Settings):
+    """The strength at which the KL divergence from k = 0 has one value.
+
+    Attributes:
+        kl: nats per token.
+    """
+
+    kl: _Positive
+
+
+class KLStrengths(Settings):
+    """The strengths at which the KL divergence from k = 0 has some values, found for each method and sign.
+
+    Attributes:
+        kl: nats per token.
+        signs: whether the strengths stand above 0, below 0, or both.
+    """
+
+    kl: Annotated[tuple[_Positive, ...], Field(min_length=1)]
+    signs: Signs = "both"
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The divergences in ascending order, each once."""
+        return tuple(sorted(set(self.kl)))
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """-1.0 and 1.0, or one of them."""
+        return tuple(sign for sign, word in ((-1.0, "plus"), (1.0, "minus")) if self.signs != word)
+
+
 def _form(value: Any) -> str:  # noqa: ANN401 - whatever YAML or a caller gave
+    if isinstance(value, KLStrengths) or (isinstance(value, Mapping) and "kl" in value):
+        return "<kl>"
     return "<grid>" if isinstance(value, Grid | Mapping) else "<list>"
 
 
 Strengths: TypeAlias = Annotated[
-    Annotated[Grid, Tag("<grid>")] | Annotated[tuple[Number, ...], Field(min_length=1), Tag("<list>")],
+    Annotated[Grid, Tag("<grid>")]
+    | Annotated[KLStrengths, Tag("<kl>")]
+    | Annotated[tuple[Number, ...], Field(min_length=1), Tag("<list>")],
     Discriminator(_form),
 ]
 
 
 def strengths_of(k: Strengths) -> tuple[float, ...]:
-    """The strengths that `k` gives, in ascending order, each once and 0 never: that is measured once for all methods."""
+    """The strengths that `k` gives, in ascending order, each once and 0 never: that is measured once for all methods.
+
+    Those of given KL divergences have to be found, and are none here.
+    """
+    if isinstance(k, KLStrengths):
+        return ()
     return k.values() if isinstance(k, Grid) else tuple(sorted({value for value in k if value != 0}))

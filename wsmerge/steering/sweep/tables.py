@@ -23,8 +23,8 @@ def points_table(result: SweepResult) -> Table:
     for point in result.points:
         if point.key.split == result.shown:
             cells = tuple(_value(point, name) for name in names)
-            rows.append((point.key.method, f"{point.key.strength:+g}", *cells, _affordable(point, result)))
-    return ("method", "k", *names, "within budget"), rows
+            rows.append((point.key.method, *_strength(point, result), *cells, _affordable(point, result)))
+    return ("method", *_strength_headings(result), *names, "within budget"), rows
 
 
 def picked_table(result: SweepResult) -> Table:
@@ -37,8 +37,8 @@ def picked_table(result: SweepResult) -> Table:
         point = next(
             p for p in result.points if (p.key.method, p.key.strength, p.key.split) == (label, strength, "test")
         )
-        rows.append((label, f"{strength:+g}", *(_with_interval(point, name) for name in names)))
-    return ("method", "k", *names), rows
+        rows.append((label, *_strength(point, result), *(_with_interval(point, name) for name in names)))
+    return ("method", *_strength_headings(result), *names), rows
 
 
 def comparison_table(result: SweepResult) -> Table:
@@ -69,7 +69,9 @@ def sentences(result: SweepResult) -> Iterator[str]:
             interval = f"[{change.low:+.3g}, {change.high:+.3g}]"
             moves = f"moves {result.config.target} by {change.value:+.3g} {interval} on validation"
         if picked.strength != 0:
-            yield f"{picked.method}{layer}: k = {picked.strength:+g} is the best within the budget; it {moves}"
+            found = result.point(picked.method, picked.strength, "validation")
+            aimed = f" (KL {', '.join(f'{kl:g}' for kl in found.aimed)})" if found is not None and found.aimed else ""
+            yield f"{picked.method}{layer}: k = {picked.strength:+g}{aimed} is the best within the budget; it {moves}"
         elif picked.doubtful is not None:
             yield (
                 f"{picked.method}{layer}: nothing is picked: within the budget k = {picked.doubtful:+g} has the largest "
@@ -102,6 +104,16 @@ def _ends(result: SweepResult, method: str, left: Sequence[float]) -> Iterator[f
     measured = [point.key.strength for point in result.curve(method, "validation")]
     for sign in sorted({math.copysign(1, k) for k in left}):
         yield sign * max(sign * k for k in measured)
+
+
+def _strength_headings(result: SweepResult) -> tuple[str, ...]:
+    return ("k", "KL aimed at") if result.seeks_kl else ("k",)
+
+
+def _strength(point: Point, result: SweepResult) -> tuple[str, ...]:
+    """k, and in a sweep that seeks strengths by their KL what was aimed at."""
+    aimed = (", ".join(f"{kl:g}" for kl in point.aimed),) if result.seeks_kl else ()
+    return (f"{point.key.strength:+g}", *aimed)
 
 
 def _affordable(point: Point, result: SweepResult) -> str:
