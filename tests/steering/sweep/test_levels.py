@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.steering.sweep.test_controls import divergences, loaded, save_lab, settings, write
 from wsmerge.api import sweeping
+from wsmerge.core.tensors import DeltaSource
 from wsmerge.registry import open_direction_folder
 from wsmerge.steering.baselines import ActivationSteering, response_difference
 from wsmerge.steering.evaluation import score_choices
@@ -56,7 +57,7 @@ def searched(
 def test_a_size_is_found_wherever_the_distance_rises_steadily(slope, scale, most, start):
     def distance(size: float) -> float:
         powered = (scale * size) ** slope
-        return most * powered / (most + powered)
+        return float(most * powered / (most + powered))
 
     found, sizes = searched((0.15, 0.01, 0.04), distance, start)
     assert [one.aimed for one in found] == [0.01, 0.04, 0.15]
@@ -147,7 +148,7 @@ def test_strengths_have_the_divergence_that_was_aimed_at(lab, done):
     differences = response_difference(subject, load_pairs(lab / "train.jsonl"))
     layer = ActivationSteering.at_layer("layer", differences, result.layers["layer"])
     with open_direction_folder(lab / "direction") as direction:
-        sources = {"a": direction, "b": NullDirection(direction, seed=5, draw=0)}
+        sources: dict[str, DeltaSource] = {"a": direction, "b": NullDirection(direction, seed=5, draw=0)}
         with Steering(subject.model, sources) as steering:
             held: Mapping[str, Callable[[float], AbstractContextManager[Any]]] = {
                 "weights": lambda k: steering.at({"a": k}),
