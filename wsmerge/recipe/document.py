@@ -36,6 +36,7 @@ _TAG: Final = "tag:yaml.org,2002:"
 _MARKER: Final = re.compile(r"^---(?=\s)", re.MULTILINE)
 _MERGE: Final = f"{_TAG}merge"
 _LARGEST: Final = 1 << 22  # bytes, which PyYAML reads in seconds; a checkpoint given by mistake is not read whole
+_MOST_BITS: Final = 4096
 _MOST_VALUES: Final = 1 << 18  # with each alias and merge key (`<<`) counted as what it stands for
 
 
@@ -147,7 +148,9 @@ class _Loader(yaml.SafeLoader):
         if ":" in node.value:
             return node.value
         try:
-            return getattr(self, f"construct_yaml_{kind}")(node)
+            value = getattr(self, f"construct_yaml_{kind}")(node)
+            # Python reads any number of hexadecimal, octal or binary digits, and then cannot show what it has read.
+            return node.value if isinstance(value, int) and value.bit_length() > _MOST_BITS else value
         except (IndexError, KeyError, ValueError):  # `!!int many`, or more digits than Python reads
             return node.value
 
