@@ -119,7 +119,7 @@ def parse_json(
     object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
     parse_int: Callable[[str], Any] | None = None,
 ) -> Any:  # noqa: ANN401 - any JSON value
-    """The JSON value in `data`, whose numbers fit into a float and whose text is Unicode.
+    """The JSON value in `data`, whose integers fit into a float and whose text is Unicode; NaN and infinity are read.
 
     Raises:
         ValueError: it is none: not JSON, nested too deeply, half a surrogate pair.
