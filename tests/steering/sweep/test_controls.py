@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import wsmerge
@@ -194,6 +196,47 @@ def test_controls_are_refused_or_asked_for():
         parse_sweep(settings(controls={"drws": 2}))
     with pytest.raises(UsageError, match="'KL' is the distance"):
         parse_sweep(settings(measures={"KL": {"role": "behaviour", "choice": FILES}}))
+
+
+def test_kinds_of_random_directions_stand_beside_each_other(lab, tmp_path):
+    both, one = {"draws": 1, "seed": 5, "kinds": ["subspaces", "isotropic"]}, {"draws": 1, "kinds": ["subspaces"]}
+    config = parse_sweep(settings(controls=both))
+    labels = ("weights, random subspaces 1", "weights, random isotropic 1")
+    assert config.random_names(config.methods[0]) == labels
+    assert parse_sweep(settings(controls=one)).random_names(config.methods[0]) == ("weights, random 1",)
+    with pytest.raises(UsageError, match="name each once"):
+        parse_sweep(settings(controls={"kinds": ["isotropic"] * 2}))
+    pick = {"measure": "agrees"}
+    methods = settings()["methods"][:1]
+    file = write(lab, "kinds.yaml", controls=both, methods=methods, pick=pick)
+    result = sweeping.sweep(file, tmp_path, plots=True)
+    subject, pairs = loaded(lab), load_pairs(lab / "test.jsonl")
+    with open_direction_folder(lab / "direction") as direction:
+        for label, keep in zip(labels, (True, False), strict=True):
+            drawn = NullDirection(direction, seed=5, draw=0, keep_subspaces=keep)
+            with Steering(subject.model, {"d": drawn}) as steering, steering.at(1.0):
+                margins = score_choices(subject.model, subject.tokenizer, pairs).margins
+            point = result.point(label, 1.0, "test")
+            assert point is not None
+            assert point.figures["agrees"].value.value == pytest.approx(margins.mean(), abs=1e-5)
+    told = [line for line in sentences(result) if line.startswith("weights: at equal KL")]
+    for kind in ("subspaces", "isotropic"):
+        assert sum(f"that of random directions ({kind}) at most" in line for line in told) == 1
+    # Labels of one kind do not say which, so that figures of the one must not be taken for the other's.
+    sweeping.sweep(write(lab, "kinds.yaml", methods=methods, controls=1), tmp_path / "one", plots=False)
+    with pytest.raises(UsageError, match="another sweep"):
+        sweeping.sweep(write(lab, "kinds.yaml", methods=methods, controls=one), tmp_path / "one", plots=False)
+
+
+def test_dense_directions_have_no_subspaces_to_keep(lab, tmp_path):
+    dense = load_file(lab / "base/model.safetensors")
+    tensors = {name: values + (0.01 if name in SHAPES else 0) for name, values in dense.items()}
+    shutil.copytree(lab / "base", tmp_path / "tuned")
+    save_file(tensors, tmp_path / "tuned/model.safetensors", metadata={"format": "pt"})
+    methods = [{"adapter": str(tmp_path / "tuned"), "label": "dense"}]
+    file = write(lab, "dense.yaml", methods=methods, controls={"kinds": ["subspaces"]})
+    with pytest.raises(UsageError, match="leave `subspaces` out"):
+        sweeping.sweep(file, tmp_path / "out", plots=False)
 
 
 def test_refused_controls_leave_perplexity_to_compare_by(lab, tmp_path):

@@ -21,7 +21,7 @@
         role: perplexity
         perplexity: {validation: texts-1.txt, test: texts-2.txt}
     pick: {measure: sycophancy, aim: decrease, perplexity_rise: 5}
-    controls: {draws: 3, seed: 0}           # these hold where nothing is said; `controls: false` refuses them
+    controls: {draws: 3, seed: 0, kinds: [isotropic]}   # these hold where nothing is said; `controls: false` refuses them
 
 `k: {kl: [...], signs: both}` asks for the strengths, of each method and sign, at which the KL divergence from k = 0 on neutral
 text is so many nats per token (within 5 %, by bisection on the passages for validation, with what `controls` measures); one
@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import (
     BeforeValidator,
@@ -56,9 +56,11 @@ __all__ = [
     "KL",
     "Activation",
     "AdapterSource",
+    "ControlKind",
     "Controls",
     "MethodConfig",
     "Pick",
+    "RandomDirection",
     "Repair",
     "SweepConfig",
     "SystemPrompts",
@@ -195,18 +197,39 @@ class Repair(Settings):
     model: str
 
 
+ControlKind: TypeAlias = Literal["isotropic", "subspaces"]
+"""Random directions of no preference at all, or within the subspaces that the factors of the method's own directions span."""
+
+
+class RandomDirection(NamedTuple):
+    """A random direction beside a method: its label, and what it is drawn by."""
+
+    label: str
+    kind: ControlKind
+    draw: int
+
+
 class Controls(Settings):
     """What methods are held against.
 
     Attributes:
-        draws: random directions for every method by weights, with the shapes, ranks, spectra and norms of its own.
+        draws: random directions of each kind for every method by weights, with the shapes, ranks, spectra and norms of its own.
         seed: of these.
+        kinds: `isotropic`, of no preference; `subspaces`, between the subspaces of the rows and of the columns of each
+            low-rank delta, which any training on such data might reach, so that only the core between them is drawn.
         text: a file of neutral passages, which the KL divergence from the model at k = 0 is taken on; None for bundled ones.
     """
 
     draws: Annotated[int, Field(ge=0, le=100)] = 3
     seed: Annotated[int, Field(ge=0)] = 0
+    kinds: Annotated[tuple[ControlKind, ...], Field(min_length=1)] = ("isotropic",)
     text: str | None = None
+
+    @model_validator(mode="after")
+    def _check_kinds(self) -> Controls:
+        if len({*self.kinds}) < len(self.kinds):
+            raise ValueError("kinds: name each once")
+        return self
 
 
 def _as_controls(value: Any) -> Any:  # noqa: ANN401 - whatever YAML gave
@@ -283,11 +306,20 @@ class SweepConfig(Settings):
         k = self._k(method)
         return k if method.system_prompt is None and isinstance(k, KLStrengths) else None
 
-    def random_names(self, method: MethodConfig) -> tuple[str, ...]:
-        """The labels of the random directions beside `method`; none where it does not change weights."""
+    def random_directions(self, method: MethodConfig) -> tuple[RandomDirection, ...]:
+        """The random directions beside `method`; none where it does not change weights. Several kinds are told by the labels."""
         if self.controls is None or (method.weights is None and method.adapter is None):
             return ()
-        return tuple(f"{method.name}, random {draw + 1}" for draw in range(self.controls.draws))
+        words = {kind: f"{kind} " if len(self.controls.kinds) > 1 else "" for kind in self.controls.kinds}
+        return tuple(
+            RandomDirection(f"{method.name}, random {word}{draw + 1}", kind, draw)
+            for kind, word in words.items()
+            for draw in range(self.controls.draws)
+        )
+
+    def random_names(self, method: MethodConfig) -> tuple[str, ...]:
+        """The labels of `random_directions`."""
+        return tuple(one.label for one in self.random_directions(method))
 
     def stops(self, method: MethodConfig) -> bool:
         """Whether strengths of `method` beyond the first that is over the budget are left out."""

@@ -11,7 +11,7 @@ from wsmerge.core.files import file_sha256
 from wsmerge.errors import UsageError
 from wsmerge.steering.judging.config import FREE_OF_SCORES
 from wsmerge.steering.stamps import file_sizes
-from wsmerge.steering.sweep.config import SweepConfig
+from wsmerge.steering.sweep.config import Controls, SweepConfig
 
 __all__ = ["sweep_digest"]
 
@@ -41,13 +41,19 @@ def sweep_digest(config: SweepConfig, folder: Path, directions: Mapping[str, str
         canonical_json(
             {
                 "settings": settings,
-                "controls": config.controls and {"seed": config.controls.seed, "text": config.controls.text},
+                "controls": config.controls and _controls(config.controls),
                 "files": {name: _sha256(folder / name) for name in sorted(set(_files(config)))},
                 "directions": dict(directions),
                 "models": {name: file_sizes(path) for name, path in models.items()},
             }
         )
     )
+
+
+def _controls(controls: Controls) -> dict[str, Any]:
+    # Of several kinds the labels say which is which; of one they do not.
+    unnamed = {"kind": "subspaces"} if controls.kinds == ("subspaces",) else {}
+    return {"seed": controls.seed, "text": controls.text, **unnamed}
 
 
 def _files(config: SweepConfig) -> Iterator[str]:

@@ -15,6 +15,7 @@ from wsmerge.core.files import file_sha256
 from wsmerge.core.tensors import DeltaSource
 from wsmerge.engine.checkpoint import Checkpoint
 from wsmerge.engine.locate import locate_model
+from wsmerge.errors import UsageError
 from wsmerge.registry import Direction, Registry, open_reference
 from wsmerge.steering.baselines import (
     ActivationSteering,
@@ -29,7 +30,7 @@ from wsmerge.steering.held import Steering
 from wsmerge.steering.loading import load_model, load_tokenizer
 from wsmerge.steering.pairs import Pair, load_pairs
 from wsmerge.steering.similarity.nulls import NullDirection
-from wsmerge.steering.sweep.config import Activation, MethodConfig, SweepConfig
+from wsmerge.steering.sweep.config import Activation, ControlKind, MethodConfig, SweepConfig
 from wsmerge.steering.sweep.items import spread
 from wsmerge.steering.sweep.results import FINE_TUNE
 from wsmerge.steering.sweep.running import Contestant
@@ -123,10 +124,10 @@ class Lab(Closing):
                 if name not in self.sources:
                     opened = open_reference(self._reference(name), self._store)
                     self.sources[name] = stack.enter_context(opened)
-            for draw, label in enumerate(config.random_names(method)):
+            for label, kind, draw in config.random_directions(method):
                 for name in _directions(method):
                     seed = config.controls.seed if config.controls is not None else 0
-                    self._random[_random_name(label, name)] = NullDirection(self.sources[name], seed=seed, draw=draw)
+                    self._random[_random_name(label, name)] = _random(self.sources[name], name, seed, draw, kind)
 
     def _located(self, text: str, revision: str | None = None) -> Path:
         """A model's folder: relative to the sweep file, else as anywhere."""
@@ -221,6 +222,16 @@ def _directions(method: MethodConfig) -> dict[str, Any]:
     if method.adapter is not None:
         return {method.adapter.path: -1.0 if method.adapter.negated else 1.0}
     return method.weights or {}
+
+
+def _random(source: DeltaSource, name: str, seed: int, draw: int, kind: ControlKind) -> NullDirection:
+    if kind == "subspaces" and all(source.rank(tensor) is None for tensor in source.shapes):
+        raise UsageError(
+            "has no low-rank delta, so that random directions have no subspaces to keep",
+            where=name,
+            hint="leave `subspaces` out of controls.kinds",
+        )
+    return NullDirection(source, seed=seed, draw=draw, keep_subspaces=kind == "subspaces")
 
 
 def _random_name(label: str, name: str) -> str:

@@ -65,7 +65,14 @@ def _plot_curves(axes: Axes, result: SweepResult, name: str) -> None:
         ks, figures = [point.key.strength for point in points], [point.figures[name] for point in points]
         values = [figure.value.value for figure in figures]
         if method in result.random:  # thin, and behind the others
-            axes.plot(ks, values, color="grey", linewidth=0.8, zorder=1, label=_random_label(result, method))
+            axes.plot(
+                ks,
+                values,
+                color=_random_color(result, method),
+                linewidth=0.8,
+                zorder=1,
+                label=_random_label(result, method),
+            )
             continue
         line = axes.plot(ks, values, marker="o", markersize=3, label=figure_text(method))[0]
         edges = [(figure.value.low, figure.value.high) for figure in figures]
@@ -92,7 +99,7 @@ def _plot_front(axes: Axes, result: SweepResult) -> None:
             [cost for cost, _ in mine],
             [effect for _, effect in mine],
             s=8 if random else 22,
-            color="grey" if random else None,
+            color=_random_color(result, method) if random else None,
             label=_random_label(result, method) if random else figure_text(method),
         )
     front = pareto_front([(cost, effect, (cost, effect)) for cost, effect, _ in points])
@@ -108,8 +115,16 @@ def _plot_front(axes: Axes, result: SweepResult) -> None:
 
 
 def _random_label(result: SweepResult, method: str) -> str:
-    """Random directions stand in the legend once."""
-    return "random directions" if method == min(result.random, key=result.methods.index) else "_nolegend_"
+    """Random directions of a kind stand in the legend once."""
+    kinds = result.random_kinds
+    first = next(label for label in result.methods if kinds.get(label) == kinds[method])
+    if method != first:
+        return "_nolegend_"
+    return "random directions" if len({*kinds.values()}) == 1 else f"random directions ({kinds[method]})"
+
+
+def _random_color(result: SweepResult, method: str) -> str:
+    return {"isotropic": "grey", "subspaces": "tan"}[result.random_kinds[method]]
 
 
 def _all(result: SweepResult, name: str) -> Sequence[Figure]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wsmerge.steering.bootstrap import Interval
-from wsmerge.steering.sweep.config import SweepConfig
+from wsmerge.steering.sweep.config import ControlKind, SweepConfig
 from wsmerge.steering.sweep.equal_cost import Comparison
 from wsmerge.steering.sweep.items import Split
 from wsmerge.steering.sweep.journal import PointKey
@@ -117,7 +117,12 @@ class SweepResult:
     @property
     def random(self) -> frozenset[str]:
         """The labels of random directions."""
-        return frozenset(self.methods) - {method.name for method in self.config.methods}
+        return frozenset(self.random_kinds)
+
+    @property
+    def random_kinds(self) -> Mapping[str, ControlKind]:
+        """The kind of each random direction, by its label."""
+        return {one.label: one.kind for method in self.config.methods for one in self.config.random_directions(method)}
 
     @property
     def figures(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from wsmerge.steering.bootstrap import Interval
-from wsmerge.steering.sweep.config import KL
+from wsmerge.steering.sweep.config import KL, ControlKind
 from wsmerge.steering.sweep.picking import is_affordable
 from wsmerge.steering.sweep.results import BASE, Figure, Point, SweepResult
 
@@ -79,15 +79,7 @@ def sentences(result: SweepResult) -> Iterator[str]:
             )
         else:
             yield f"{picked.method}{layer}: nothing is picked: no strength has an effect within the budget"
-    for method in dict.fromkeys(one.method for one in result.comparisons):
-        against = [one for one in result.comparisons if one.method == method and one.other in result.random]
-        if against:
-            apart = sum(one.difference.low > 0 for one in against)
-            yield (
-                f"{method}: at equal {against[0].measured_by} its effect is {against[0].effects[0]:.3g}, that of random "
-                f"directions at most {max(one.effects[1] for one in against):.3g}; it is larger than {apart} of {len(against)}, "
-                "by intervals without 0"
-            )
+    yield from _against_random(result)
     if result.comparisons and result.shown == "validation":
         yield (
             "methods are compared on the items that strengths were picked on, which flatters what was picked: "
@@ -97,6 +89,28 @@ def sentences(result: SweepResult) -> Iterator[str]:
         if left := result.unmeasured(method):
             told = " and ".join(f"k = {end:+g}" for end in _ends(result, method, left))
             yield f"{method}: beyond {told} nothing was measured, since the budget is passed there"
+
+
+def _against_random(result: SweepResult) -> Iterator[str]:
+    """How far the effect of each method is above those of random directions."""
+    for method in dict.fromkeys(one.method for one in result.comparisons):
+        for kind, words in _random_words(result).items():
+            against = [
+                one for one in result.comparisons if one.method == method and result.random_kinds.get(one.other) == kind
+            ]
+            if against:
+                apart = sum(one.difference.low > 0 for one in against)
+                yield (
+                    f"{method}: at equal {against[0].measured_by} its effect is {against[0].effects[0]:.3g}, that of {words} "
+                    f"at most {max(one.effects[1] for one in against):.3g}; it is larger than {apart} of {len(against)}, "
+                    "by intervals without 0"
+                )
+
+
+def _random_words(result: SweepResult) -> dict[ControlKind, str]:
+    """What random directions are called, by their kind."""
+    kinds = dict.fromkeys(result.random_kinds.values())
+    return {kind: "random directions" if len(kinds) == 1 else f"random directions ({kind})" for kind in kinds}
 
 
 def _ends(result: SweepResult, method: str, left: Sequence[float]) -> Iterator[float]:
