@@ -92,6 +92,60 @@ def test_coverage_of_shares_over_clusters(share, alike):
     assert coverage(draw, share) > 0.95 - NOISE - 0.02 * (alike == 1)
 
 
+def crossed(facts: int, wordings: int, each: int) -> np.ndarray:
+    """Every fact in `each` of the wordings, by turns."""
+    return np.array([(fact, (fact * each + turn) % wordings) for fact in range(facts) for turn in range(each)])
+
+
+@pytest.mark.parametrize(("wordings", "each"), [(4, 4), (8, 2), (8, 8)])
+@pytest.mark.parametrize(("of_facts", "of_wordings"), [(0.0, 0.0), (0.5, 0.0), (0.3, 0.1), (0.1, 0.5)])
+def test_coverage_of_means_over_facts_and_wordings(wordings, each, of_facts, of_wordings):
+    owners = crossed(40, wordings, each)
+
+    def draw(generator):
+        by_fact = math.sqrt(of_facts) * generator.normal(size=40)[owners[:, 0]]
+        by_wording = math.sqrt(of_wordings) * generator.normal(size=wordings)[owners[:, 1]]
+        noise = math.sqrt(1 - of_facts - of_wordings) * generator.normal(size=len(owners))
+        return mean_interval(by_fact + by_wording + noise, owners)
+
+    # The wordings' part of the variance is an estimate from 4 or 8 of them, and is sometimes found to be none.
+    assert coverage(draw, 0.0) > 0.95 - NOISE - 0.02
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_coverage_of_shares_over_facts_and_wordings(share):
+    owners = crossed(40, 8, 2)
+    cut = stats.norm.ppf(share)
+
+    def draw(generator):
+        by_fact = math.sqrt(0.4) * generator.normal(size=40)[owners[:, 0]]
+        by_wording = math.sqrt(0.1) * generator.normal(size=8)[owners[:, 1]]
+        return share_interval(by_fact + by_wording + math.sqrt(0.5) * generator.normal(size=len(owners)) < cut, owners)
+
+    assert coverage(draw, share) > 0.95 - NOISE - 0.01
+
+
+def test_variance_over_two_ways_is_the_sum_less_that_over_items():
+    """Of a balanced design, by the three variances of means in plain words."""
+    generator = np.random.default_rng(5)
+    table = generator.normal(size=(12, 1)) + generator.normal(size=(1, 9)) + generator.normal(size=(12, 9))
+    owners = np.array([(row, column) for row in range(12) for column in range(9)])
+    found = mean_interval(table.ravel(), owners)
+    by_row, by_column = (table.mean(axis=axis).var(ddof=1) / table.shape[1 - axis] for axis in (1, 0))
+    by_item = table.var(ddof=1) / table.size
+    parts = {11: by_row - by_item, 8: by_column - by_item, 107: by_item}
+    assert min(parts.values()) > 0
+    freedom = sum(parts.values()) ** 2 / sum(part**2 / own for own, part in parts.items())
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(sum(parts.values()))
+    assert min(found.value - found.low, found.high - found.value) == pytest.approx(half)
+
+
+def test_one_way_twice_is_one_way():
+    values, owners = np.random.default_rng(6).normal(size=24), np.repeat(np.arange(8), 3)
+    twice, once = mean_interval(values, np.stack([owners, owners], axis=1)), mean_interval(values, owners)
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
+
+
 def test_neighbours_that_are_alike_widen_a_mean_without_clusters():
     def draw(generator):
         facts = generator.normal(size=24)

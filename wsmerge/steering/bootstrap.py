@@ -6,7 +6,9 @@
     difference    of two groups: Newcombe's square-and-add of the two groups' own intervals
 
 Items that share a fact or a wording are one cluster: not the items but the clusters are a sample, and the intervals say how
-far the figure may move with other clusters. Everything is a closed form in place of a bootstrap over clusters: the variance
+far the figure may move with other clusters. Items that are a fact in a wording each are clustered in two ways at once: the
+variance is that over facts and that over wordings less that over items (Cameron, Gelbach and Miller, Journal of Business &
+Economic Statistics 29, 2011), with each way's part no less than 0. Everything is a closed form in place of a bootstrap over clusters: the variance
 is that of cluster sums with the correction CR2 and Satterthwaite degrees of freedom (Bell and McCaffrey, Survey Methodology
 28, 2002), the correction for skewness is what a studentised bootstrap amounts to (Hall, The Bootstrap and Edgeworth
 Expansion, 1992, section 3.9). `tests/steering/test_bootstrap.py` holds the coverage.
@@ -39,7 +41,8 @@ TWO_SIDED_95: Final = 1.959963984540054
 
 Values: TypeAlias = npt.NDArray[np.floating[Any]] | npt.NDArray[np.bool_]
 Clusters: TypeAlias = npt.NDArray[Any] | None
-"""The cluster of each item, by any numbers or names; None where every item is one of its own."""
+"""The cluster of each item, by any numbers or names `[items]`, or two clusters `[items, 2]`; None where every item is one of
+its own."""
 Float64: TypeAlias = npt.NDArray[np.float64]
 
 
@@ -146,6 +149,21 @@ def ratio_interval(tops: Values, bottoms: Values, clusters: Clusters = None) -> 
 
 def _spread(residuals: Float64, weights: Float64, clusters: Clusters) -> tuple[float, float, float]:
     """The standard error of a weighted mean, its degrees of freedom, and the skewness of its clusters over their root number."""
+    if clusters is None or clusters.ndim == 1:
+        return _spread_one_way(residuals, weights, clusters)
+    ways = [_numbers(way) for way in clusters.T]
+    within, freedom, _ = _spread_one_way(residuals, weights, ways[0] * (ways[1].max() + 1) + ways[1])
+    found = [_spread_one_way(residuals, weights, way) for way in ways]
+    # What each way adds to the variance over items has its own few degrees of freedom (Satterthwaite).
+    parts = [(within**2, freedom), *((max(0.0, error**2 - within**2), freedom) for error, freedom, _ in found)]
+    variance = sum(part for part, _ in parts)
+    if not 0 < variance < math.inf:
+        return max(error for error, _, _ in found), min(freedom for _, freedom, _ in found), 0.0
+    together = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    return math.sqrt(variance), together, max(found)[2]
+
+
+def _spread_one_way(residuals: Float64, weights: Float64, clusters: Clusters) -> tuple[float, float, float]:
     sums, shares = _by_cluster(residuals, clusters), _by_cluster(weights, clusters) / weights.sum()
     sums, shares = sums[shares > 0], shares[shares > 0]  # an item without weight says nothing of the ratio
     if len(sums) < 2:  # one cluster has no spread
@@ -160,10 +178,13 @@ def _spread(residuals: Float64, weights: Float64, clusters: Clusters) -> tuple[f
 
 
 def _by_cluster(values: Float64, clusters: Clusters) -> Float64:
-    if clusters is None:
-        return values
-    _, numbers = np.unique(np.asarray(clusters), return_inverse=True)
-    return np.bincount(numbers, values).astype(np.float64)
+    """Sums over the clusters of one way."""
+    return values if clusters is None else np.bincount(_numbers(clusters), values).astype(np.float64)
+
+
+def _numbers(names: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Names as numbers from 0."""
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def _unskewed(t: float, skewness: float) -> float:
@@ -178,8 +199,9 @@ def _effective_count(values: Float64, clusters: Clusters) -> float:
     count = float(len(values))
     if clusters is None:
         return count
-    sizes = _by_cluster(np.ones(len(values)), clusters)
-    least = count**2 / float((sizes**2).sum())
+    # Of two ways that with more clusters: that all answers in a wording are the same, whatever the fact, is not feared.
+    ways = clusters.T if clusters.ndim == 2 else clusters[None]
+    least = max(count**2 / float((_by_cluster(np.ones(len(values)), way) ** 2).sum()) for way in ways)
     share = float(values.mean())
     error, freedom, _ = _spread(values - share, np.ones(len(values)), clusters)
     if not 0 < share < 1 or not math.isfinite(error):
@@ -201,9 +223,9 @@ def _wilson_low(found: float, count: float) -> float:
 
 def _with_more(values: Float64, clusters: Clusters, more: tuple[float, float]) -> Interval:
     """The mean with two items more, each a cluster of its own."""
-    names = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    own = np.array([-1, -2])
-    return ratio_interval(np.append(values, more), np.ones(len(values) + 2), np.append(names, own))
+    ways = np.arange(len(values))[None] if clusters is None else np.atleast_2d(clusters.T)
+    names = np.stack([np.append(_numbers(way), [-1, -2]) for way in ways], axis=-1)
+    return ratio_interval(np.append(values, more), np.ones(len(values) + 2), names if len(ways) > 1 else names[:, 0])
 
 
 def _within(value: float, found: Interval, low: float, high: float) -> Interval:

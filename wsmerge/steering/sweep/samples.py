@@ -37,7 +37,7 @@ class Samples:
         kind: how the items make the figure. Costs of a share are counted in points, hundredths of 1.
         values: float64 `[items]`, NaN where an item has none; of a perplexity the nats of each text.
         tokens: float64 `[items]`; of a perplexity the tokens of each text, else ones.
-        clusters: int64 `[items]`, the cluster of each item; None where items have none.
+        clusters: int64 `[items]`, the cluster of each item, or `[items, 2]`, the two of each; None where items have none.
     """
 
     role: Role
