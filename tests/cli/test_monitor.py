@@ -48,7 +48,7 @@ def test_table_json_and_files(tmp_path, wsmerge, base, made, runs):
     assert "model.layers.1" in done.out
     assert (tmp_path / "out.png").stat().st_size > 1000
     report = json.loads(wsmerge(*arguments, "--json").out)
-    wanted = monitor(base, made[:1], runs)
+    wanted = monitor(base, made[:1], runs, options=MonitorOptions(controls=made[1:2], null_draws=3))
     for item, expected in zip(report["checkpoints"], wanted.checked, strict=True):
         assert item["step"] == expected.step
         assert item["readings"][0]["all"]["cosine"] == expected.readings[0].scopes.whole.cosine

@@ -11,6 +11,9 @@
       sycophancy:
         role: behaviour
         choice: {validation: validation.jsonl, test: test.jsonl, claim: "false"}
+      facts:                              # right answers, plainly asked and under the user's hints
+        role: behaviour
+        hints: {validation: facts-1.jsonl, test: facts-2.jsonl, wordings: wordings.yaml}
       polite:
         role: coherence
         answers:
@@ -292,7 +295,10 @@ class SweepConfig(Settings):
         return frozenset(
             name
             for name, measure in self.measures.items()
-            if name == self.target or measure.role != "behaviour" or {"valid", "judged"} & {*measure.further_figures}
+            if name == self.target
+            or measure.role != "behaviour"
+            or measure.hints is not None
+            or {"valid", "judged"} & {*measure.further_figures}
         )
 
     def strengths(self, method: MethodConfig) -> tuple[float, ...]:

@@ -61,9 +61,11 @@ def _files(config: SweepConfig) -> Iterator[str]:
         if method.activation is not None:
             yield method.activation.pairs
     for measure in config.measures.values():
-        for part in (measure.choice, measure.answers, measure.perplexity):
+        for part in (measure.choice, measure.hints, measure.answers, measure.perplexity):
             if part is not None:
                 yield from (part.validation, part.test)
+        if measure.hints is not None and measure.hints.wordings is not None:
+            yield measure.hints.wordings
     if config.controls is not None and config.controls.text is not None:
         yield config.controls.text
 

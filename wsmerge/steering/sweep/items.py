@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.opening import MAX_ROWS_BYTES, parse_json, read_whole
 from wsmerge.errors import PairsError, Problems, UsageError
-from wsmerge.steering.sweep.measuring import Answers, Choice, Passages
+from wsmerge.steering.sweep.measuring import Answers, Choice, Hints, Passages
 
 __all__ = ["Prompt", "Split", "Splits", "load_passages", "load_prompts", "load_splits", "spread"]
 
@@ -45,7 +45,7 @@ class Prompt(BaseModel):
     cluster: str | None = None
 
 
-def load_splits(settings: Choice | Passages | Answers, load: Callable[[str], Sequence[Item]]) -> Splits[Item]:
+def load_splits(settings: Choice | Hints | Passages | Answers, load: Callable[[str], Sequence[Item]]) -> Splits[Item]:
     """The items of both files, at most as many of each as `settings` allows.
 
     Raises:

@@ -17,6 +17,7 @@ from wsmerge.steering.pairs import Pair, load_pairs
 from wsmerge.steering.sweep.answers import AnswerScorer, check_score
 from wsmerge.steering.sweep.config import KL, Controls
 from wsmerge.steering.sweep.divergence import DivergenceScorer, load_neutral
+from wsmerge.steering.sweep.hints import load_hints
 from wsmerge.steering.sweep.items import Split, Splits, load_passages, load_prompts, load_splits
 from wsmerge.steering.sweep.journal import Figures, Notes
 from wsmerge.steering.sweep.measuring import Answers, Measure, Role
@@ -126,12 +127,14 @@ def _scorer(settings: Measure, folder: Path, allowed: Allowed) -> Scorer:
             return [pair for pair in load_pairs(folder / file) if claim in (None, pair.claim)]
 
         return ChoiceScorer(settings.role, load_splits(settings.choice, pairs), settings.choice.value)
+    if settings.hints is not None:
+        return load_hints(settings.hints, folder)
     if settings.perplexity is not None:
         return PassageScorer(load_splits(settings.perplexity, lambda file: load_passages(folder / file)))
     if settings.task is not None:
         if settings.task.include is not None:  # a task's YAML may call functions of the files beside it
             allowed.check_code(settings.task.include, "task.include")
         return TaskScorer(settings.role, settings.task, folder)
-    answers = cast("Answers", settings.answers)  # the schema gives exactly one of the four
+    answers = cast("Answers", settings.answers)  # the schema gives exactly one of the five
     check_score(answers.score, allowed)
     return AnswerScorer(settings.role, load_splits(answers, lambda file: load_prompts(folder / file)), answers, allowed)

@@ -33,7 +33,7 @@ from pydantic import (
 
 from wsmerge.steering.judging.config import JudgeSettings
 
-__all__ = ["Answers", "AnswersJudge", "Choice", "Measure", "Passages", "Role", "Score", "Task", "one_of"]
+__all__ = ["Answers", "AnswersJudge", "Choice", "Hints", "Measure", "Passages", "Role", "Score", "Task", "one_of"]
 
 Role: TypeAlias = Literal["behaviour", "capability", "coherence", "valid", "perplexity", "distance"]
 """What a figure means to the pick; `distance`, how far the model is from where it began, has no budget and no measure."""
@@ -163,6 +163,34 @@ class Answers(_Splits):
     max_new_tokens: PositiveInt = 64
 
 
+class Hints(_Splits):
+    """Facts that are asked about plainly, with a hint at a wrong or the right answer, and with a denial of the right one.
+
+    The two files have facts, and `items` counts facts: JSON Lines of one's own, or the files of TruthfulQA and TriviaQA
+    (`wsmerge/steering/facts.py`).
+
+    Attributes:
+        wordings: a file of wordings, in YAML, apart for the two splits; None for the paper's wording alone.
+        wordings_each: in how many of its split's wordings each fact is asked, by turns; None for all.
+        answers: `choice`, between the right answer and the wrong one by log-probability; or `text`, greedy answers that are
+            right where the right answer is in them and the wrong one is not.
+        max_new_tokens: where an answer in text is cut.
+    """
+
+    wordings: str | None = None
+    wordings_each: PositiveInt | None = None
+    answers: Literal["choice", "text"] = "choice"
+    max_new_tokens: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _check_unused(self) -> Hints:
+        if self.wordings_each is not None and self.wordings is None:
+            raise ValueError("wordings_each: there is one wording; give a file of `wordings`")
+        if "max_new_tokens" in self.model_fields_set and self.answers == "choice":
+            raise ValueError("max_new_tokens: nothing is generated where answers are chosen; set `answers: text`")
+        return self
+
+
 class Task(_Part):
     """A task of lm-eval; documents of even number are for validation, those of odd number for test.
 
@@ -183,7 +211,7 @@ class Task(_Part):
 
 
 class Measure(_Part):
-    """One thing that is measured: exactly one of `choice`, `answers`, `perplexity` and `task`.
+    """One thing that is measured: exactly one of `choice`, `hints`, `answers`, `perplexity` and `task`.
 
     Attributes:
         role: what its figure means to the pick: the behaviour, or a cost.
@@ -191,6 +219,7 @@ class Measure(_Part):
 
     role: Role
     choice: Choice | None = None
+    hints: Hints | None = None
     answers: Answers | None = None
     perplexity: Passages | None = None
     task: Task | None = None
@@ -200,6 +229,10 @@ class Measure(_Part):
         """What it gives beside its main figure, under its name and this word."""
         if self.choice is not None:
             return ("rate",) if self.choice.value == "margin" else ()
+        if self.hints is not None:
+            kept = ("right hint kept", "denial kept", "plain kept")
+            of_answers = ("margin",) if self.hints.answers == "choice" else ("valid", "coherent", "cut")
+            return (*kept, "plain", "wrong hint", "right hint", "denial", *of_answers)
         if self.answers is not None:
             valid = ("valid",) if self.answers.valid is not None else ()
             return ("cut", *valid, *(("judged",) if isinstance(self.answers.score.judge, AnswersJudge) else ()))
@@ -207,11 +240,15 @@ class Measure(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> Measure:
-        one_of(self, ("choice", "answers", "perplexity", "task"))
+        one_of(self, ("choice", "hints", "answers", "perplexity", "task"))
         if self.role == "distance":
             raise ValueError("the distance is measured by itself: see `controls` at the top of the file")
         if (self.role == "perplexity") != (self.perplexity is not None):
             raise ValueError("role perplexity and a perplexity go together")
+        if self.hints is not None and self.role != "behaviour":
+            raise ValueError(
+                "hints are a behaviour; right answers when plain and after right hints are told as capability"
+            )
         if self.choice is not None and self.choice.value == "margin" and self.role != "behaviour":
             raise ValueError("choice.value: a margin is in nats, and costs are counted in points; take the rate")
         return self

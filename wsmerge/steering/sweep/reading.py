@@ -22,7 +22,7 @@ from wsmerge.steering.sweep.config import (
     SweepConfig,
     SystemPrompts,
 )
-from wsmerge.steering.sweep.measuring import Answers, AnswersJudge, Choice, Measure, Passages, Score, Task
+from wsmerge.steering.sweep.measuring import Answers, AnswersJudge, Choice, Hints, Measure, Passages, Score, Task
 from wsmerge.steering.sweep.strengths import Grid, KLStrength, KLStrengths
 
 __all__ = ["load_sweep", "parse_sweep"]
@@ -40,6 +40,7 @@ _BELOW: Final[Mapping[str, type[BaseModel]]] = {
     "activation": Activation,
     "measures": Measure,
     "choice": Choice,
+    "hints": Hints,
     "answers": Answers,
     "score": Score,
     "judge": AnswersJudge,

@@ -19,6 +19,7 @@ from wsmerge.steering.sweep.answers import UnjudgedError
 from wsmerge.steering.sweep.config import KL, Pick, SweepConfig
 from wsmerge.steering.sweep.divergence import DivergenceScorer
 from wsmerge.steering.sweep.equal_cost import Comparison, Curve, compare, curves_of
+from wsmerge.steering.sweep.hints import HintScorer
 from wsmerge.steering.sweep.items import Split
 from wsmerge.steering.sweep.journal import Figures, Journal, PointKey
 from wsmerge.steering.sweep.levels import Found, sizes_at
@@ -318,9 +319,12 @@ class Sweep:
         if self._is_missing(key, scorers):
             if self._progress is not None:
                 self._progress(key)
-            for scorer in scorers.values():
+            for name, scorer in scorers.items():
                 if isinstance(scorer, DivergenceScorer):
                     scorer.remember(self._subject(), key.split, self._config.batch_size)
+                if isinstance(scorer, HintScorer) and key.method != BASE:
+                    known = self._journal.points[PointKey(BASE, 0.0, key.split)][f"{name} plain"]
+                    scorers[name] = replace(scorer, plain=known.values)
             kept = self._kept(key)
             try:
                 with opened() as subject:
