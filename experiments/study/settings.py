@@ -1,0 +1,59 @@
+"""What the study trains and measures, and how much of it; `PLAN.md` has the reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["FULL", "PRIMARY_COST", "PROMPT_SEED", "QUICK", "Amounts"]
+
+PRIMARY_COST: Final = 0.04
+"""The KL divergence, in nats per token of neutral text, at which methods are compared."""
+
+PROMPT_SEED: Final = 0
+"""A system prompt and a bundled direction have no seed: the sweeps of this one have them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """How much is trained and measured.
+
+    Attributes:
+        seeds: each of them chooses rows, their order and LoRA's first factors.
+        rows: rows that each seed draws from the training rows.
+        steps: optimiser steps of a pole.
+        items: facts of each split at most; None for all.
+        passages: plain texts that the perplexity is taken of.
+        costs: the KL divergences that weights are measured at, with both signs.
+        other_costs: those that the other methods are measured at, towards less sycophancy.
+        layers: layers among which activation steering chooses one.
+        activation_pairs: rows that activations are taken of.
+        spoken: facts that are answered in text.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    rows: int = 256
+    steps: int = 32
+    items: int | None = None
+    passages: int = 4
+    costs: tuple[float, ...] = (0.01, PRIMARY_COST, 0.16)
+    other_costs: tuple[float, ...] = (PRIMARY_COST, 0.16)
+    layers: tuple[int, ...] = (6, 10, 14, 18, 22, 26)
+    activation_pairs: int = 96
+    spoken: int = 48
+
+
+FULL: Final = Amounts()
+QUICK: Final = Amounts(
+    seeds=(0, 1),
+    rows=24,
+    steps=2,
+    items=8,
+    passages=1,
+    costs=(PRIMARY_COST,),
+    other_costs=(PRIMARY_COST,),
+    layers=(10, 20),
+    activation_pairs=8,
+    spoken=4,
+)
+"""Enough to see that every part runs; its figures mean nothing."""
