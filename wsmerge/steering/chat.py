@@ -20,10 +20,22 @@ from wsmerge.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["answer_ids", "bind_template_args", "conversation_ids", "pad_id", "prompt_ids", "takes_system", "turn_end"]
+__all__ = [
+    "answer_ids",
+    "bind_template_args",
+    "conversation_ids",
+    "opening_ids",
+    "pad_id",
+    "prompt_ids",
+    "takes_system",
+    "turn_end",
+]
 
 _ANSWER: Final = "wsmerge"
 """Stands for any message where only its place is of interest."""
+
+_ENDINGS: Final = ("Yes", "No?", "In 1990.", "(so)", 'Say "a"', "List:\n")
+"""Prompts that end differently, as a tokenizer may join what ends a message with what the template puts after it."""
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str | None = None) -> list[int]:
@@ -70,6 +82,24 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, *, 
     if place >= 0:
         return _ids(tokenizer, turn[: place + len(mark)])
     return [*_ids(tokenizer, turn), *([] if end is None else [end])]
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that end every prompt, whatever was asked: what the template puts between a message and its answer.
+
+    Raises:
+        UsageError: there are none.
+    """
+    prompts = [prompt_ids(tokenizer, prompt) for prompt in _ENDINGS]
+    size = 0
+    while size < min(map(len, prompts)) and len({ids[-size - 1] for ids in prompts}) == 1:
+        size += 1
+    if not size:
+        raise UsageError(
+            "the chat template puts nothing before an answer that is the same for all prompts",
+            hint="use a model whose chat template marks where an answer begins",
+        )
+    return prompts[0][-size:]
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

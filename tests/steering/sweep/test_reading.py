@@ -82,10 +82,11 @@ def test_short_forms_and_names():
                 {"activation": {"pairs": "p", "layer": "all"}},
                 {"activation": {"pairs": "p", "layer": 3}},
                 {"activation": {"pairs": "p"}, "label": "chosen"},
+                {"first_token": {"pairs": "q"}},
             ]
         )
     )
-    names = ["a and b", "-minus/", "activations, all layers", "activations, layer 3", "chosen"]
+    names = ["a and b", "-minus/", "activations, all layers", "activations, layer 3", "chosen", "first token"]
     assert [method.name for method in config.methods] == names
     assert config.target == "agrees"
     assert config.pick.perplexity_rise == 5
@@ -110,7 +111,7 @@ def test_every_problem_is_told_with_the_key_that_was_meant():
         "k.too: unknown key; did you mean 'to'?",
         "methods[0].weight: unknown key; did you mean 'weights'?",
         "methods[1].activation.layr: unknown key; did you mean 'layer'?",
-        "methods[2]: give exactly one of weights, adapter, system_prompt, activation, not weights and adapter",
+        "methods[2]: give exactly one of weights, adapter, system_prompt, activation, first_token, not weights and adapter",
         "measures.pick.role: Input should be",
         "measures.pick.choice.tst: unknown key; did you mean 'test'?",
         "measures.words.answers.score.regex: no regular expression",
@@ -129,6 +130,7 @@ def test_every_problem_is_told_with_the_key_that_was_meant():
         ({"k": {"kl": [0.1], "sings": "plus"}}, "k.sings: unknown key; did you mean 'signs'?"),
         ({"k": {"kl": [0.1], "from": 1}}, "k.from: unknown key; the keys here are kl, signs"),
         ({"k": {"kl": []}}, "k.kl: is empty"),
+        ({"methods": [{"first_token": {"pears": "p"}}]}, "first_token.pears: unknown key; did you mean 'pairs'?"),
         ({"k": {"kl": [0.1, 0]}}, "k.kl[1]: Input should be greater than 0"),
         ({"k": {"kl": 0.1}}, "k.kl: must be a list"),
         (

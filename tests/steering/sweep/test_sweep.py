@@ -266,6 +266,8 @@ def test_rows_that_a_training_held_out_are_held_out_of_activations_too(lab, tmp_
         {"activation": activation, "label": "one"},
         {"activation": {**activation, "items": 2}, "label": "few"},
         {"activation": {**activation, "pairs": "validation.jsonl"}, "label": "other"},
+        {"first_token": {"pairs": "train.jsonl"}, "label": "alike"},
+        {"first_token": {"pairs": "validation.jsonl"}},
     ]
     result = sweep(write(lab, settings(methods=methods, k=[1]), "held.yaml"), tmp_path / "out")
     subject = loaded(lab)
@@ -279,6 +281,7 @@ def test_rows_that_a_training_held_out_are_held_out_of_activations_too(lab, tmp_
     assert result.notes == (
         f"few: reads 2 of the {len(kept)} rows that ./held was trained on",
         "other: reads validation.jsonl, and ./held was trained on other rows",
+        "first token: reads validation.jsonl, and ./held was trained on other rows",
     )
 
 

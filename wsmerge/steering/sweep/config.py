@@ -7,6 +7,7 @@
       - system_prompt: {plus: Agree with the user., minus: Correct the user.}
         label: prompt
       - activation: {pairs: train.jsonl, layer: choose}
+      - first_token: {pairs: train.jsonl}   # no more than the words that answers begin with
     measures:
       sycophancy:
         role: behaviour
@@ -61,6 +62,7 @@ __all__ = [
     "AdapterSource",
     "ControlKind",
     "Controls",
+    "FirstToken",
     "MethodConfig",
     "Pick",
     "RandomDirection",
@@ -122,6 +124,16 @@ class Activation(Settings):
     items: PositiveInt | None = None
 
 
+class FirstToken(Settings):
+    """A bias on the logits of an answer's first token: how often plus answers begin with it, less how often minus answers do.
+
+    Attributes:
+        pairs: the pair file, as of activation steering.
+    """
+
+    pairs: str
+
+
 def _as_path(value: Any) -> Any:  # noqa: ANN401 - whatever YAML gave
     return {"path": value} if isinstance(value, str) else value
 
@@ -131,7 +143,7 @@ def _as_weights(value: Any) -> Any:  # noqa: ANN401 - whatever YAML gave
 
 
 class MethodConfig(Settings):
-    """One row of the comparison: exactly one of `weights`, `adapter`, `system_prompt` and `activation`.
+    """One row of the comparison: exactly one of `weights`, `adapter`, `system_prompt`, `activation` and `first_token`.
 
     Attributes:
         label: how tables and plots name it.
@@ -140,6 +152,7 @@ class MethodConfig(Settings):
         adapter: a fine-tune as a direction.
         system_prompt: a system message for each sign.
         activation: activation steering.
+        first_token: a bias on the first token of an answer, which shows what a word at the start is worth alone.
     """
 
     label: str | None = None
@@ -148,13 +161,20 @@ class MethodConfig(Settings):
     adapter: Annotated[AdapterSource | None, BeforeValidator(_as_path)] = None
     system_prompt: SystemPrompts | None = None
     activation: Activation | None = None
+    first_token: FirstToken | None = None
 
     @model_validator(mode="after")
     def _check_kind(self) -> MethodConfig:
-        one_of(self, ("weights", "adapter", "system_prompt", "activation"))
+        one_of(self, ("weights", "adapter", "system_prompt", "activation", "first_token"))
         if self.system_prompt is not None and self.k is not None:
             raise ValueError("k: a system prompt has no strengths of its own")
         return self
+
+    @property
+    def pairs(self) -> str | None:
+        """The pair file that it reads, if it reads one."""
+        reading = self.activation or self.first_token
+        return None if reading is None else reading.pairs
 
     @property
     def name(self) -> str:
@@ -167,7 +187,7 @@ class MethodConfig(Settings):
             return f"{'-' if self.adapter.negated else ''}{self.adapter.path}"
         if self.activation is not None:
             return f"activations, layer {self.activation.layer}".replace("layer all", "all layers")
-        return "system prompt"
+        return "system prompt" if self.system_prompt is not None else "first token"
 
 
 class Pick(Settings):

@@ -58,8 +58,8 @@ def _controls(controls: Controls) -> dict[str, Any]:
 
 def _files(config: SweepConfig) -> Iterator[str]:
     for method in config.methods:
-        if method.activation is not None:
-            yield method.activation.pairs
+        if method.pairs is not None:
+            yield method.pairs
     for measure in config.measures.values():
         for part in (measure.choice, measure.hints, measure.answers, measure.perplexity):
             if part is not None:

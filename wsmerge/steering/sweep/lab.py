@@ -19,6 +19,7 @@ from wsmerge.errors import UsageError
 from wsmerge.registry import Direction, Registry, open_reference
 from wsmerge.steering.baselines import (
     ActivationSteering,
+    FirstTokenBias,
     Method,
     Subject,
     SystemPrompt,
@@ -59,8 +60,8 @@ class Lab(Closing):
         self.sources: dict[str, DeltaSource] = {}
         self._random: dict[str, DeltaSource] = {}
         self.models: dict[str, Path] = {_BASE: self._located(config.base, config.revision)}
-        activations = [method.activation for method in config.methods if method.activation is not None]
-        self._pairs = {settings.pairs: load_pairs(folder / settings.pairs) for settings in activations}
+        files = {method.pairs for method in config.methods if method.pairs is not None}
+        self._pairs = {file: load_pairs(folder / file) for file in sorted(files)}
         with ExitStack() as stack:
             self._open(stack)
             self._stack = stack.pop_all()
@@ -163,6 +164,9 @@ class Lab(Closing):
     def _make(self, method: MethodConfig, layer: int | None) -> Method:
         if method.system_prompt is not None:
             return SystemPrompt(method.system_prompt.plus, method.system_prompt.minus, method.name)
+        if method.first_token is not None:
+            rows = self._rows(method.first_token.pairs)
+            return FirstTokenBias.from_pairs(method.name, self.subject.tokenizer, rows)
         if method.activation is not None:
             chosen = layer if layer is not None else method.activation.layer
             differences = self._difference(method.activation)
@@ -179,31 +183,32 @@ class Lab(Closing):
         return WeightSteering(random or method.name, self._steering, weights)
 
     def notes(self) -> Iterator[str]:
-        """Where activation steering reads other rows than a direction of the sweep was trained on."""
+        """Where a method that reads pairs reads other rows than a direction of the sweep was trained on."""
         for method in self._config.methods:
-            if method.activation is None:
+            if method.pairs is None:
                 continue
-            read, digest = method.activation.items, self._digest(method.activation)
+            read = method.activation.items if method.activation is not None else None
+            digest = self._digest(method.pairs)
             for name, direction in self._published():
                 trained = _trained_on(direction)
                 if trained and digest not in trained:
-                    yield f"{method.name}: reads {method.activation.pairs}, and {name} was trained on other rows"
-                elif trained and read is not None and read < (rows := len(self._rows(method.activation))):
+                    yield f"{method.name}: reads {method.pairs}, and {name} was trained on other rows"
+                elif trained and read is not None and read < (rows := len(self._rows(method.pairs))):
                     yield f"{method.name}: reads {read} of the {rows} rows that {name} was trained on"
 
     def _published(self) -> Iterator[tuple[str, Direction]]:
         return ((name, source) for name, source in self.sources.items() if isinstance(source, Direction))
 
-    def _digest(self, settings: Activation) -> str:
-        return file_sha256(self._folder / settings.pairs)
+    def _digest(self, pairs: str) -> str:
+        return file_sha256(self._folder / pairs)
 
-    def _rows(self, settings: Activation) -> Sequence[Pair]:
+    def _rows(self, pairs: str) -> Sequence[Pair]:
         """The rows of a pair file; without those that the training of a direction on that file held out."""
-        rows = self._pairs[settings.pairs]
+        rows = self._pairs[pairs]
         for _, direction in self._published():
             training = direction.manifest.poles[0].training if direction.manifest.poles else {}
             share = training.get("validation_share")
-            if share and self._digest(settings) in _trained_on(direction):
+            if share and self._digest(pairs) in _trained_on(direction):
                 return hold_out(rows, share, training.get("seed", 0))[0]
         return rows
 
@@ -211,7 +216,7 @@ class Lab(Closing):
         key = settings.pairs, settings.items
         if key not in self._differences:
             # As some in every pair file do, rows may have the same two answers.
-            pairs = [pair for pair in self._rows(settings) if pair.plus != pair.minus]
+            pairs = [pair for pair in self._rows(settings.pairs) if pair.plus != pair.minus]
             chosen = pairs if settings.items is None else spread(pairs, settings.items)
             self._differences[key] = response_difference(self.subject, chosen, batch_size=self._config.batch_size)
         return self._differences[key]
