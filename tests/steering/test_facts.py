@@ -441,13 +441,14 @@ def test_bundled_statements_stand_within_a_sentence(bundled, split):
             assert not re.search(r"[{}]|\s\s|\ba [aeiou]|\ban (?!hour)[^aeiou]", claim), claim
 
 
-def test_the_facts_of_the_bundled_pairs_are_in_the_same_split(bundled):
-    """A direction that was trained on the pairs meets no fact of another split."""
-    for split in ("validation", "test"):
-        own = {pair.domain for pair in load_pairs(ROOT / "directions" / "sycophancy" / f"{split}.jsonl")}
-        assert own <= {fact.domain for fact in bundled[split]}
-    trained = load_pairs(ROOT / "directions" / "sycophancy" / "train.jsonl")
-    assert {pair.domain for pair in trained} == {fact.domain for fact in bundled["train"]}
+def test_domains_of_the_bundled_pairs_are_in_no_other_split(bundled):
+    """A direction that was trained on the pairs meets no fact that it was trained on."""
+    domains = {split: {fact.domain for fact in facts} for split, facts in bundled.items()}
+    for split in SPLITS:
+        paired = {pair.domain for pair in load_pairs(ROOT / "directions" / "sycophancy" / f"{split}.jsonl")}
+        assert paired & domains[split]
+        for other in {*SPLITS} - {split}:
+            assert not paired & domains[other]
 
 
 def test_wordings_of_both_kinds_and_orders_are_bundled_for_every_split(wordings):
