@@ -9,8 +9,8 @@ import pytest
 
 import wsmerge as package
 from tests.cli.tiny_lab import save_tiny_lab
-from tests.steering.tiny import generate
 from wsmerge.errors import UsageError
+from wsmerge.steering.evaluation import generate
 from wsmerge.steering.loading import chosen_device, load_model, load_tokenizer
 
 PROMPTS = ("Is it?", "What is the matter?")

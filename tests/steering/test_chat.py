@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 import wsmerge
 from tests.steering.pairs.made import TRAIT
-from tests.steering.tiny import TEMPLATE, generate, save_tiny_base, tiny_model, tiny_tokenizer
+from tests.steering.tiny import TEMPLATE, save_tiny_base, tiny_model, tiny_tokenizer
 from tests.steering.training.made import write_config
 from wsmerge.cli.app import app
 from wsmerge.errors import UsageError
 from wsmerge.steering.chat import answer_ids, bind_template_args, conversation_ids, prompt_ids, takes_system, turn_end
+from wsmerge.steering.evaluation import generate
 from wsmerge.steering.generation import Generator
 from wsmerge.steering.loading import load_model, load_tokenizer
 

@@ -6,9 +6,10 @@ from transformers import LlamaForCausalLM
 
 from tests.sources import random_direction
 from tests.steering.test_steer import bits
-from tests.steering.tiny import generate, tiny_model, tiny_tokenizer
+from tests.steering.tiny import tiny_model, tiny_tokenizer
 from wsmerge.errors import UsageError
 from wsmerge.steering.conversation import ChatOptions, Conversation
+from wsmerge.steering.evaluation import generate
 from wsmerge.steering.held import Steering
 
 TOKENIZER = tiny_tokenizer()

@@ -11,10 +11,10 @@ import transformers
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.steering.memories import KINDS, model_of
-from tests.steering.tiny import generate, tiny_model, tiny_tokenizer
+from tests.steering.tiny import tiny_model, tiny_tokenizer
 from wsmerge.errors import NonFiniteError, UsageError
 from wsmerge.steering.chat import answer_ids, prompt_ids
-from wsmerge.steering.evaluation import ChoiceScores, answers_to, perplexity, score_choices
+from wsmerge.steering.evaluation import ChoiceScores, answers_to, generate, perplexity, score_choices
 from wsmerge.steering.generation import Generator
 from wsmerge.steering.pairs import Pair
 

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from tests.steering.tiny import generate, save_tiny_base, tiny_model, tiny_tokenizer
+from tests.steering.tiny import save_tiny_base, tiny_model, tiny_tokenizer
 from wsmerge.errors import CheckpointError, UsageError
+from wsmerge.steering.evaluation import generate
 from wsmerge.steering.loading import chosen_device, load_model, load_tokenizer
 from wsmerge.steering.training.models import _stored_dtype
 

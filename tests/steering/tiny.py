@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from wsmerge.steering.evaluation import answers_to
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -58,8 +54,3 @@ def save_tiny_base(folder: Path) -> Path:
     tiny_model().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
-
-
-def generate(model: Any, tokenizer: Any, prompts: Sequence[str], **options: Any) -> list[str]:
-    """The texts of greedy answers."""
-    return [answer.text for answer in answers_to(model, tokenizer, prompts, **options)]

@@ -38,6 +38,7 @@ __all__ = [
     "Perplexity",
     "TextLosses",
     "answers_to",
+    "generate",
     "perplexity",
     "score_choices",
     "text_losses",
@@ -251,6 +252,20 @@ def answers_to(
             made = generator.generate([encoded[number] for number in numbers], max_new_tokens)
             found |= dict(zip(numbers, made, strict=True))
     return [found[number] for number in range(len(prompts))]
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    system: str | None = None,
+) -> list[str]:
+    """Return the texts of `answers_to`."""
+    answers = answers_to(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, system=system)
+    return [answer.text for answer in answers]
 
 
 @dataclass(frozen=True, slots=True)

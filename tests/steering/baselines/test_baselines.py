@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrain
 
 from tests.sources import random_direction
 from tests.steering.test_steer import bits
-from tests.steering.tiny import generate, tiny_model, tiny_tokenizer
+from tests.steering.tiny import tiny_model, tiny_tokenizer
 from wsmerge.errors import UsageError
 from wsmerge.steering.baselines import (
     ActivationSteering,
@@ -19,7 +19,7 @@ from wsmerge.steering.baselines import (
     response_difference,
 )
 from wsmerge.steering.chat import answer_ids, prompt_ids
-from wsmerge.steering.evaluation import score_choices
+from wsmerge.steering.evaluation import generate, score_choices
 from wsmerge.steering.held import Steering
 from wsmerge.steering.pairs import Pair
 

@@ -10,12 +10,12 @@ from transformers import DynamicCache, MambaConfig, MambaForCausalLM
 
 from tests.steering.sweep.test_controls import FILES, divergences, loaded, save_lab
 from tests.steering.test_steer import bits
-from tests.steering.tiny import generate, tiny_model, tiny_tokenizer
+from tests.steering.tiny import tiny_model, tiny_tokenizer
 from wsmerge.api import sweeping
 from wsmerge.errors import UsageError
 from wsmerge.steering.baselines import FirstTokenBias, Subject
 from wsmerge.steering.chat import answer_ids, bind_template_args, conversation_ids, opening_ids, prompt_ids
-from wsmerge.steering.evaluation import score_choices, text_losses
+from wsmerge.steering.evaluation import generate, score_choices, text_losses
 from wsmerge.steering.pairs import Pair, load_pairs
 from wsmerge.steering.sweep.divergence import DivergenceScorer
 

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 
 import wsmerge
 from tests.builders import make_adapter
-from tests.steering.tiny import generate, save_tiny_base, tiny_tokenizer
+from tests.steering.tiny import save_tiny_base, tiny_tokenizer
 from wsmerge.api import sweeping
 from wsmerge.errors import UsageError
 from wsmerge.registry.evaluations import EVALUATION_SCHEMA, evaluations_in
 from wsmerge.steering.baselines import ActivationSteering, Subject, response_difference
-from wsmerge.steering.evaluation import perplexity, score_choices
+from wsmerge.steering.evaluation import generate, perplexity, score_choices
 from wsmerge.steering.pairs import load_pairs
 from wsmerge.steering.sweep import measures as measures_module
 from wsmerge.steering.sweep.files import results_json
