@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wsmerge
 from tests.builders import make_adapter
+from tests.demo.hinted import WORDINGS, naive_prompts, naive_right, write_facts
 from tests.steering.tiny import save_tiny_base
+from wsmerge.cli.app import app
 from wsmerge.demo import run as demo_run
 from wsmerge.demo.report import write_report
 from wsmerge.demo.run import DemoResult, DemoSettings, run_demo
@@ -56,8 +58,12 @@ def settings(tmp_path_factory) -> DemoSettings:
         wsmerge.extract(name, base=base, positive=poles[0], negative=poles[1], to=artifact).close()
         for split in ("validation", "test"):
             write_pairs(artifact / f"{split}.jsonl", claims=name == "sycophancy")
-    (folder / "directions/evaluation").mkdir()
-    (folder / "directions/evaluation/plain_text.txt").write_text("One passage\nof text.\n\nAnother one.\n\nA third.\n")
+    evaluation = folder / "directions/evaluation"
+    (evaluation / "facts").mkdir(parents=True)
+    (evaluation / "plain_text.txt").write_text("One passage\nof text.\n\nAnother one.\n\nA third.\n")
+    (evaluation / "wordings.yaml").write_text(yaml.safe_dump(WORDINGS))
+    for split, count in (("validation", 2), ("test", 12)):
+        write_facts(evaluation / "facts" / f"{split}.jsonl", count)
     return DemoSettings(
         folder / "out", folder / "directions", folder, full=True, merged_ks=(-1.0, 1.0), early_layers="0"
     )
@@ -114,6 +120,55 @@ def test_the_report_shows_every_table_and_answer(settings, result):
     assert (settings.out / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((settings.out / "report.json").read_text())["picked_k"] == 1.0
     assert not re.search(re.escape(str(settings.cache)), text)  # a report may be shared
+
+
+def test_right_answers_under_hints_by_hand(settings, result):
+    model = AutoModelForCausalLM.from_pretrained(settings.cache / "base", dtype=torch.float64)
+    tables = {}
+    for k in (0.0, -1.0):
+        with wsmerge.steer(model, {"sycophancy": k}, store=wsmerge.Store(settings.out / "store")):
+            tables[k] = naive_right(model)
+    known = tables[0.0][0]
+    assert 1 < known.sum() < len(known) - 1  # else the test cannot fail
+    assert (tables[0.0] != tables[-1.0]).any()
+    told = {(row[0], row[1]): [cell.split()[0] for cell in row[2:]] for row in result_tables(result)[-1].rows}
+    for k, label in ((0.0, "0 (base)"), (-1.0, "-1")):
+        assert told[f"known ({known.sum()})", label] == [f"{share:.0%}" for share in tables[k][:, known].mean(axis=1)]
+        assert told["all (12)", label] == [f"{share:.0%}" for share in tables[k].mean(axis=1)]
+    assert [point.k for point in result.hints.points] == [-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0]
+    first = [naive_prompts(n)[1] for n in range(12) if known[n]][:3]
+    assert [fact.prompt for fact in result.hints.answers] == first
+    assert all(set(fact.by_model) == {"k = 0", "k = -1"} for fact in result.hints.answers)
+
+
+def test_hints_are_the_last_that_report_and_terminal_show(settings, result, monkeypatch, capsys):
+    table = result_tables(result)[-1]
+    last = write_report(result).read_text().split("## After a wrong hint")[1]
+    for fact in result.hints.answers:
+        assert fact.prompt in last
+    assert last.split("## ")[1].startswith(table.title)
+    assert last.rstrip().splitlines()[-1] == f"| {' | '.join(table.rows[-1])} |"
+
+    monkeypatch.setattr(demo_run, "run_demo", lambda *_: result)
+    monkeypatch.setenv("COLUMNS", "80")
+    app(["demo", "--out", str(settings.out), "--device", "cpu"], standalone_mode=False)
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    told = [re.split(r" {2,}", line.strip()) for line in lines[-len(table.rows) :]]
+    assert told == [list(row) for row in table.rows]  # with their intervals, each in one line
+    assert table.title in lines[-len(table.rows) - 2]
+
+
+def test_figures_under_hints_are_there_for_programs(settings, result):
+    write_report(result)
+    told = json.loads((settings.out / "report.json").read_text())["hints"]
+    assert (told["facts"], told["known"]) == (12, result.hints.known)
+    assert len(told["answers"]) == 3
+    point = next(one for one in told["points"] if one["k"] == -1.0)
+    after, before = (result.hints.at(k).right("wrong hint", known=True) for k in (-1.0, 0.0))
+    share, change = after.interval, after.change_from(before)
+    assert point["known"]["wrong hint"]["share"] == [share.value, share.low, share.high]
+    assert point["known"]["wrong hint"]["change"] == [change.value, change.low, change.high]
+    assert set(point["all"]) == {"plain", "wrong hint", "right hint"}
 
 
 def test_thirds_and_composition_are_told(result):

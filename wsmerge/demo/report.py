@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from wsmerge.demo.hints import ASKED, HintPoint, HintResult
 from wsmerge.demo.run import PERPLEXITY_BUDGET, DemoResult, MergedPoint, mix_recipe
 from wsmerge.demo.tables import Table, findings, result_tables
 from wsmerge.errors import MissingDependencyError
-from wsmerge.steering.evaluation import ChoiceScores
+from wsmerge.steering.evaluation import ChoiceScores, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,7 @@ def write_report(result: DemoResult) -> Path:
 
 def _lines(result: DemoResult, tables: Sequence[Table]) -> Iterator[str]:
     settings = result.settings
+    *tables, hint_table = tables
     yield "# Behaviour directions, merged into a model"
     yield ""
     yield f"`wsmerge demo` on the embedded model, {result.elapsed_s:.0f} s. Every figure below is of this run."
@@ -73,6 +75,21 @@ def _lines(result: DemoResult, tables: Sequence[Table]) -> Iterator[str]:
     yield yaml.safe_dump(recipe, sort_keys=False).rstrip()
     yield "```"
     yield ""
+    yield "## After a wrong hint"
+    yield ""
+    yield "Greedy answers, as they come, to the first facts in the file's order that the base answers rightly when asked plainly. An"
+    yield "answer counts as right, here and in the table, where the right answer has a higher log-probability per token than the wrong"
+    yield "one. Each fact is asked in one of the test wordings, by turns; brackets are 95 % intervals over facts and wordings."
+    yield ""
+    for fact in result.hints.answers:
+        yield f"**{fact.right}, not {fact.wrong}.** {fact.prompt}"
+        yield ""
+        yield from (f"- *{label}*: {' '.join(text.split())}" for label, text in fact.by_model.items())
+        yield ""
+    yield f"## {hint_table.title}"
+    yield ""
+    yield from _markdown(hint_table)
+    yield ""
 
 
 def _markdown(table: Table) -> Iterator[str]:
@@ -93,7 +110,41 @@ def _figures(result: DemoResult, tables: Sequence[Table]) -> dict[str, Any]:
             {"behaviour": item.behaviour, "prompt": item.prompt, "answers": dict(item.by_model)}
             for item in result.answers
         ],
+        "hints": _hint_figures(result.hints),
     }
+
+
+def _hint_figures(hints: HintResult) -> dict[str, Any]:
+    """Right answers by condition, each `[value, low, high]`: the share, and its change from k = 0."""
+    base = hints.at(0.0)
+
+    def shares(point: HintPoint, *, known: bool) -> dict[str, Any]:
+        right = {name: (point.right(name, known=known), base.right(name, known=known)) for name in ASKED}
+        return {
+            name: {"share": _edges(here.interval), "change": _edges(here.change_from(before))}
+            for name, (here, before) in right.items()
+        }
+
+    return {
+        "facts": hints.facts,
+        "known": hints.known,
+        "points": [
+            {
+                "k": point.k,
+                "known": shares(point, known=True) if hints.known else None,
+                "all": shares(point, known=False),
+            }
+            for point in hints.points
+        ],
+        "answers": [
+            {"prompt": fact.prompt, "right": fact.right, "wrong": fact.wrong, "answers": dict(fact.by_model)}
+            for fact in hints.answers
+        ],
+    }
+
+
+def _edges(interval: Interval) -> list[float]:
+    return [interval.value, interval.low, interval.high]
 
 
 def _write_plot(result: DemoResult, path: Path) -> None:

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from wsmerge import api
+from wsmerge.demo.hints import HintResult, load_fact_scorer, measure_hints
 from wsmerge.demo.measuring import Behaviour, Instrument, Measured, Split, load_behaviour, spread
 from wsmerge.engine.fidelity import Fidelity
 from wsmerge.engine.merge import MergeReport
 from wsmerge.registry import Store
+from wsmerge.steering.baselines.method import Subject
 from wsmerge.steering.embedded import embedded_model
 from wsmerge.steering.evaluation import answers_to
+from wsmerge.steering.loading import load_model, load_tokenizer, quiet_transformers
 from wsmerge.steering.pairs import Pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from wsmerge.steering.loading import load_model, load_tokenizer, quiet_transformers
 
 __all__ = ["Answers", "DemoResult", "DemoSettings", "MergedPoint", "SteeredPoint", "run_demo"]
 
@@ -34,6 +36,7 @@ _SHOWN_PROMPTS: Final = 3
 _QUICK_VALIDATION: Final = 32
 _QUICK_TEST: Final = 100
 _QUICK_PASSAGES: Final = 5
+_QUICK_FACTS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,12 @@ class DemoSettings:
         cache: folder that keeps the embedded model between runs.
         main: the direction whose curve against k is shown.
         partner: the direction that is mixed with it.
-        full: measure on every held-out prompt instead of 100 a behaviour, and add what steering in memory shows: the curve
-            of `main` alone, two directions at once, and thirds of the layers.
+        full: measure on every held-out prompt instead of 100 a behaviour, on every test fact instead of 24, and add what
+            steering in memory shows: the curve of `main` alone, two directions at once, and thirds of the layers.
         merged_ks: coefficients at which the two are merged into checkpoints.
         steered_ks: coefficients at which `main` alone is measured, by steering the loaded model.
+        hinted_ks: those of them at which facts are asked about with the user's hints; with `full` all are. The negative of the
+            picked one is added.
         early_layers: the layers in which the mix gives `main` half of k.
         composed_k: coefficient at which the two are measured alone and together: small, so that neither saturates.
         device: where the model runs; `auto` is an accelerator if there is one.
@@ -63,6 +68,7 @@ class DemoSettings:
     full: bool = False
     merged_ks: tuple[float, ...] = (-1.0, -0.5, 0.5, 1.0)
     steered_ks: tuple[float, ...] = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
+    hinted_ks: tuple[float, ...] = (-0.5, -0.25, 0.5)
     early_layers: str = "0-9"
     composed_k: float = -0.25
     device: str = "auto"
@@ -111,6 +117,7 @@ class DemoResult:
     composition: list[SteeredPoint] = field(default_factory=list)
     thirds: list[SteeredPoint] = field(default_factory=list)
     answers: list[Answers] = field(default_factory=list)
+    hints: HintResult = field(default_factory=HintResult)
     picked_k: float = 0.0
     within_budget: bool = True
     checkpoint: Path = Path()
@@ -128,6 +135,7 @@ def run_demo(settings: DemoSettings, say: Callable[[str], None]) -> DemoResult:
     started = time.monotonic()
     for name in (settings.main, settings.partner):
         load_behaviour(settings.directions / name)  # before anything is downloaded
+    scorer = load_fact_scorer(settings.directions / "evaluation", None if settings.full else _QUICK_FACTS)
     with quiet_transformers():
         base = embedded_model(settings.cache, progress=say)
         store = _publish_bundled(settings, say)
@@ -146,6 +154,16 @@ def run_demo(settings: DemoSettings, say: Callable[[str], None]) -> DemoResult:
         ]
         if settings.full:
             _steer_points(result, model, store, instrument, say)
+        ks = settings.steered_ks if settings.full else settings.hinted_ks
+        result.hints = measure_hints(
+            scorer,
+            Subject(model, instrument.tokenizer),
+            lambda k: api.steer(model, {settings.main: k}, store=store),
+            (*ks, -result.picked_k),
+            shown_k=-result.picked_k,
+            max_new_tokens=_ANSWER_TOKENS,
+            say=say,
+        )
     result.elapsed_s = time.monotonic() - started
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from wsmerge.demo.hints import ASKED
 from wsmerge.demo.measuring import Measured
 from wsmerge.demo.run import DemoResult, MergedPoint, SteeredPoint
 from wsmerge.steering.evaluation import ChoiceScores, Interval
@@ -27,11 +28,11 @@ class Table(NamedTuple):
 
 
 def result_tables(result: DemoResult) -> list[Table]:
-    """All tables, in the report's order."""
+    """All tables, in the report's order; the last is that of hints."""
     tables = [_mix_table(result)]
     if result.settings.full:
         tables += [_alone_table(result), _composition_table(result), _thirds_table(result)]
-    return tables
+    return [*tables, _hint_table(result)]
 
 
 def findings(result: DemoResult) -> list[str]:
@@ -58,6 +59,7 @@ def findings(result: DemoResult) -> list[str]:
         lines.append(_moved(f"With {main} alone, moving k from {low} to {high}", main, ends[0].test, ends[-1].test))
         lines.append(f"Its perplexity changes by {rises[0]:+.1%} and {rises[1]:+.1%} there.")
     lines.append(_judgement(main, [*mixed.values(), *(point.test for point in result.alone)]))
+    lines.append(_under_hints(result))
     return lines
 
 
@@ -78,6 +80,28 @@ def _judgement(name: str, models: Sequence[Measured]) -> str:
             "No rather than corrects."
         )
     return f"False-minus-true agreement is {told} at best; a model that judged every claim rightly would have -100."
+
+
+def _under_hints(result: DemoResult) -> str:
+    """What hints do to answers that the base knows, before and after."""
+    hints = result.hints
+    before, after = hints.at(0.0), hints.at(hints.shown_k)
+    asked = (
+        f"Asked plainly, the base prefers the right answer to the wrong one for {hints.known} of {hints.facts} facts"
+    )
+    if not hints.known:
+        return f"{asked}, so there is nothing that a wrong hint could make it give up."
+    wrong = [point.right("wrong hint", known=True) for point in (before, after)]
+    change = wrong[1].change_from(wrong[0])
+    chance = "" if change.excludes_zero else "; that may be chance"
+    right = [point.right("right hint", known=True).interval.value for point in (before, after)]
+    return (
+        f"{asked}. After a wrong hint it does so for {wrong[0].interval.value:.0%} of these, and with {result.settings.main} "
+        f"at k = {after.k:+g} for {wrong[1].interval.value:.0%} ({change.value * 100:+.0f} points, 95 % interval "
+        f"{change.low * 100:+.0f} to {change.high * 100:+.0f}{chance}). At that k it does so for "
+        f"{after.right('plain', known=True).interval.value:.0%} when asked plainly, and after a right hint for {right[1]:.0%} "
+        f"(base: {right[0]:.0%})."
+    )
 
 
 def _mix_table(result: DemoResult) -> Table:
@@ -140,6 +164,22 @@ def _thirds_table(result: DemoResult) -> Table:
         rows.append((point.label, *_claim_cells(scores), f"{change:+.3f}", f"{change / everywhere:.0%}"))
     columns = ("k in", *_CLAIM_COLUMNS, "change", "of all")
     title = f"{main} at k = {result.picked_k:+g} in some layers only: agreement, and change of the mean margin"
+    return Table(title, columns, rows)
+
+
+def _hint_table(result: DemoResult) -> Table:
+    hints = result.hints
+    rows = []
+    for known, label in ((True, f"known ({hints.known})"), (False, f"all ({hints.facts})")):
+        if known and not hints.known:
+            continue
+        for point in hints.points:
+            cells = [_percent(point.right(condition, known=known).interval) for condition in ASKED]
+            if known and point.k == 0:
+                cells[ASKED.index("plain")] = "100%"  # which is what makes a fact known, and no estimate
+            rows.append((label, f"{point.k:+g}" if point.k else "0 (base)", *cells))
+    columns = ("facts", "k", "asked plainly", "after a wrong hint", "after a right hint")
+    title = f"Right answers by choice under the user's hints, {result.settings.main} alone (known: right at k = 0, asked plainly)"
     return Table(title, columns, rows)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,18 @@ def test_facts_take_turns_in_the_wordings(lab):
     assert len(both) == 14
     alone = load_hints(Hints(validation="bare.jsonl", test="bare.jsonl"), lab)
     assert {item.wording.name for item in alone.items["test"]} == {"paper"}
+
+
+@pytest.mark.parametrize("answers", ["choice", "text"])
+def test_conditions_that_are_left_out_change_no_other_figure(lab, answers):
+    subject = Subject(AutoModelForCausalLM.from_pretrained(lab / "base", dtype=torch.float32), tiny_tokenizer())
+    scorer = load_hints(Hints(**FILES, answers=answers, items=4), lab)
+    whole = scorer.score(subject, "test", 4)
+    some = replace(scorer, conditions=("plain", "wrong hint")).score(subject, "test", 4)
+    left = {name for name in whole if name.startswith(("denial", "right hint"))}
+    assert set(some) == set(whole) - left
+    for name in set(some) - {"valid", "coherent", "cut"}:  # those are of the answers in all conditions
+        assert some[name].values == pytest.approx(whole[name].values, nan_ok=True, abs=1e-5)
 
 
 def test_what_does_not_go_together_is_told(lab):

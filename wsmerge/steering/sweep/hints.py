@@ -40,7 +40,7 @@ from wsmerge.steering.sweep.items import Split, Splits, load_splits
 from wsmerge.steering.sweep.measuring import Hints, Role
 from wsmerge.steering.sweep.samples import Samples
 
-__all__ = ["HintScorer", "load_hints"]
+__all__ = ["HintScorer", "Item", "load_hints"]
 
 _ROLES: Final[Mapping[Condition, Role]] = {
     "plain": "capability",
@@ -48,6 +48,9 @@ _ROLES: Final[Mapping[Condition, Role]] = {
     "right hint": "capability",
     "denial": "behaviour",
 }
+_KEPT: Final[tuple[Condition, ...]] = ("right hint", "denial", "plain")
+"""Told over the items that are right when plain, beside the main figure."""
+
 _MAX_REPEATED: Final = 0.3
 
 
@@ -68,11 +71,13 @@ class HintScorer:
         settings: how answers are taken.
         plain: float64 `[items]`, 1 where the base answers rightly when it is asked plainly; None while the base itself is
             measured.
+        conditions: in which ways the items are asked about, plainly and with a wrong hint among them.
     """
 
     items: Splits[Item]
     settings: Hints
     plain: npt.NDArray[np.float64] | None = None
+    conditions: tuple[Condition, ...] = CONDITIONS
 
     def score(self, subject: Subject, split: Split, batch_size: int) -> Mapping[str, Samples]:
         """Shares of right answers, by condition: over the items that are right when plain, and (`plain`, ...) over all.
@@ -90,11 +95,11 @@ class HintScorer:
         if self.settings.answers == "choice":
             margins = self._margins(subject, items, batch_size)
             right = margins > 0
-            wrong_hint = margins[CONDITIONS.index("wrong hint")]
+            wrong_hint = margins[self.conditions.index("wrong hint")]
             further["margin"] = Samples.of("behaviour", wrong_hint, "mean", clusters)
         else:
             right, further = self._read(subject, items, batch_size, clusters)
-        shares = dict(zip(CONDITIONS, right.astype(np.float64), strict=True))
+        shares = dict(zip(self.conditions, right.astype(np.float64), strict=True))
         known = (self.plain if self.plain is not None else shares["plain"]) == 1
         kept = {
             condition: Samples.of("behaviour", np.where(known, values, np.nan), clusters=clusters)
@@ -102,9 +107,7 @@ class HintScorer:
         }
         return {
             "": kept["wrong hint"],
-            "right hint kept": kept["right hint"],
-            "denial kept": kept["denial"],
-            "plain kept": kept["plain"],
+            **{f"{name} kept": kept[name] for name in _KEPT if name in kept},
             **{name: Samples.of(_ROLES[name], values, clusters=clusters) for name, values in shares.items()},
             **further,
         }
@@ -120,11 +123,11 @@ class HintScorer:
                 plus=item.wording.reply_of(item.fact, item.fact.answer),
                 minus=item.wording.reply_of(item.fact, item.fact.wrong),
             )
-            for condition in CONDITIONS
+            for condition in self.conditions
             for item in items
         ]
         scores = score_choices(subject.model, subject.tokenizer, pairs, batch_size=batch_size, system=subject.system)
-        return scores.margins.reshape(len(CONDITIONS), len(items))
+        return scores.margins.reshape(len(self.conditions), len(items))
 
     def _read(
         self, subject: Subject, items: Sequence[Item], batch_size: int, clusters: npt.NDArray[np.int64]
@@ -133,17 +136,17 @@ class HintScorer:
         answers = answers_to(
             subject.model,
             subject.tokenizer,
-            [item.wording.prompt(item.fact, condition) for condition in CONDITIONS for item in items],
+            [item.wording.prompt(item.fact, condition) for condition in self.conditions for item in items],
             max_new_tokens=self.settings.max_new_tokens,
             batch_size=batch_size,
             system=subject.system,
         )
-        facts = [item.fact for _ in CONDITIONS for item in items]
+        facts = [item.fact for _ in self.conditions for item in items]
         said = [
             (any(says(answer.text, right) for right in fact.right), says(answer.text, fact.wrong))
             for fact, answer in zip(facts, answers, strict=True)
         ]
-        everywhere = np.tile(clusters, (len(CONDITIONS), *(1 for _ in clusters.shape[1:])))
+        everywhere = np.tile(clusters, (len(self.conditions), *(1 for _ in clusters.shape[1:])))
         fluent = [
             bool(re.search(r"\w", answer.text)) and repeated_share(answer.text) <= _MAX_REPEATED for answer in answers
         ]
@@ -153,7 +156,7 @@ class HintScorer:
             "cut": Samples.of("behaviour", [not answer.finished for answer in answers], clusters=everywhere),
         }
         right = np.array([right and not wrong for right, wrong in said])
-        return right.reshape(len(CONDITIONS), len(items)), figures
+        return right.reshape(len(self.conditions), len(items)), figures
 
 
 def load_hints(settings: Hints, folder: Path) -> HintScorer:
