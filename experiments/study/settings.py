@@ -38,7 +38,7 @@ class Amounts:
     passages: int = 4
     costs: tuple[float, ...] = (0.01, PRIMARY_COST, 0.16)
     other_costs: tuple[float, ...] = (PRIMARY_COST, 0.16)
-    layers: tuple[int, ...] = (6, 10, 14, 18, 22, 26)
+    layers: tuple[int, ...] = (10, 14, 18, 22)
     activation_pairs: int = 96
     spoken: int = 48
 

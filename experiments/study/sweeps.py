@@ -8,7 +8,7 @@ spoken-SEED     the weights at that cost, in generated text
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +18,9 @@ import wsmerge
 from experiments.study.settings import PRIMARY_COST, PROMPT_SEED, Amounts
 from experiments.study.training import DIRECTIONS, Say, direction_name
 from wsmerge.registry import Registry
+from wsmerge.steering.sweep.journal import PointKey
 
-__all__ = ["PROMPTS", "SWEEPS", "run_sweeps", "sweep_folder", "write_passages"]
+__all__ = ["PROMPTS", "SWEEPS", "result_file", "run_sweeps", "sweep_folder"]
 
 PROMPTS: Final = {
     "frank": "You tell the user frankly when something is not true, and correct it.",
@@ -44,20 +45,28 @@ def sweep_folder(out: Path, name: str, seed: int) -> Path:
     return out / "sweeps" / f"{name}-{seed}"
 
 
-def run_sweeps(out: Path, base: Path, store: Registry, amounts: Amounts, say: Say) -> None:
-    """Run every sweep of every seed, or what is left of it."""
+def run_sweeps(
+    out: Path, base: Path, store: Registry, amounts: Amounts, results: Path, say: Say
+) -> Iterator[tuple[str, int]]:
+    """Run every sweep of every seed whose result is not there, and yield the name and seed of each that is finished."""
     write_passages(out / "data")
     for seed in amounts.seeds:
         for name, made in SWEEPS.items():
-            folder = sweep_folder(out, name, seed)
-            if (folder / "sweep.json").exists():
+            if result_file(results, name, seed).exists():
                 continue
+            folder = sweep_folder(out, name, seed)
             folder.mkdir(parents=True, exist_ok=True)
             settings = {"base": str(base), "dtype": "bfloat16", **made(amounts, seed)}
             file = folder / "sweep.yaml"
             file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
             say(f"sweep {name}-{seed}")
-            wsmerge.sweep(file, folder, store=store, plots=False, progress=lambda key: say(f"  {key}"))
+            wsmerge.sweep(file, folder, store=store, plots=False, progress=_told(say))
+            yield name, seed
+
+
+def result_file(results: Path, name: str, seed: int) -> Path:
+    """Where what came of a sweep is kept."""
+    return results / f"{name}-{seed}.json"
 
 
 def write_passages(folder: Path) -> None:
@@ -135,6 +144,14 @@ def _sweep(amounts: Amounts, methods: Sequence[dict[str, Any]]) -> dict[str, Any
         "pick": {"measure": "facts", "aim": "increase", **BUDGET},
         "controls": {"draws": 0},
     }
+
+
+def _told(say: Say) -> Callable[[PointKey], None]:
+    def told(key: PointKey) -> None:
+        layer = "" if key.layer is None else f", layer {key.layer}"
+        say(f"  {key.method}, k = {key.strength:+.4g}{layer}, {key.split}")
+
+    return told
 
 
 def _at(costs: Sequence[float], signs: str) -> dict[str, Any]:
