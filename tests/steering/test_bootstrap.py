@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from wsmerge.steering import bootstrap
 from wsmerge.steering.bootstrap import (
     Interval,
     change_interval,
+    change_p,
     clusters_of,
     difference_interval,
     mean_interval,
@@ -125,6 +127,36 @@ def test_coverage_of_shares_over_facts_and_wordings(share):
     assert coverage(draw, share) > 0.95 - NOISE - 0.01
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("of_wordings", [0.0, 0.3])
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_coverage_of_shares_where_each_fact_has_one_wording(share, of_wordings, seeds):
+    owners = crossed(144, 8, 1)
+    cut = stats.norm.ppf(share)
+
+    def draw(generator):
+        held = math.sqrt(of_wordings) * generator.normal(size=8)[owners[:, 1]]
+        held = held + math.sqrt(0.6 * (1 - of_wordings)) * generator.normal(size=144)
+        noise = math.sqrt(0.4 * (1 - of_wordings)) * generator.normal(size=(seeds, 144))
+        # The mean over seeds is a score between 0 and 1.
+        return share_interval((held + noise < cut).mean(axis=0), owners)
+
+    # Not counting wordings it is 0.6 to 0.7; of the wordings' skewness eight of them say little.
+    assert coverage(draw, share) > 0.95 - NOISE - 0.02
+
+
+def test_skewness_of_wordings_that_hardly_matter_makes_no_interval_wide():
+    """Eight wordings always have some skewness; it counts as much as what they add to the variance."""
+    generator, owners = np.random.default_rng(8), crossed(144, 8, 1)
+    for _ in range(100):
+        values = generator.normal(size=144)
+        both, facts = mean_interval(values, owners), mean_interval(values, owners[:, 0])
+        by_wording = np.array([values[owners[:, 1] == wording].mean() for wording in range(8)])
+        added = max(1.0, by_wording.var(ddof=1) / 8 / (values.var(ddof=1) / 144))
+        # 1.7 where all skewness is that of the way with the larger error.
+        assert both.high - both.low < 1.2 * math.sqrt(added) * (facts.high - facts.low)
+
+
 def test_variance_over_two_ways_is_the_sum_less_that_over_items():
     """Of a balanced design, by the three variances of means in plain words."""
     generator = np.random.default_rng(5)
@@ -169,6 +201,35 @@ def test_no_change_of_a_share_has_a_width():
     assert found.value == 0
     assert -0.08 < found.low < -0.03
     assert 0.03 < found.high < 0.08
+
+
+@pytest.mark.parametrize("owners", [None, crossed(40, 8, 1), crossed(12, 4, 3)])
+def test_p_of_a_change_is_below_a_twentieth_where_its_interval_excludes_zero(owners):
+    generator = np.random.default_rng(7)
+    count = 40 if owners is None else len(owners)
+    held = []
+    for rise in generator.uniform(-0.6, 0.6, 200):
+        differences = (generator.random(count) < max(rise, 0)) * 1.0 - (generator.random(count) < max(-rise, 0))
+        found = change_interval(differences, owners).excludes_zero
+        assert (change_p(differences, owners) < 0.05) == found
+        held.append(found)
+    assert 40 < sum(held) < 160
+
+
+def test_p_of_a_change_is_the_level_at_which_its_interval_ends_at_zero(monkeypatch):
+    """By bisection over the level of the interval itself."""
+    differences = np.array([1.0, 0, 0, 0, 1, 1, 0, 1, 1, 0, -1, 0])
+    owners = np.arange(12)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        level = (low + high) / 2
+        monkeypatch.setattr(bootstrap, "_t", lambda freedom, level=level: stats.t.ppf(1 - level / 2, freedom))
+        low, high = (low, level) if change_interval(differences, owners).excludes_zero else (level, high)
+    assert change_p(differences, owners) == pytest.approx(high, rel=1e-6)
+    assert change_p(-differences, owners) == pytest.approx(high, rel=1e-6)
+    # Skewness can only make it larger than that of a t test of the same items.
+    assert high > stats.ttest_1samp(np.append(differences, [1.0, -1.0]), 0.0).pvalue
+    assert change_p(np.array([1.0, 0, -1, 0, 1, -1]), np.arange(6)) == pytest.approx(1.0)
 
 
 def test_coverage_of_differences_and_ratios():

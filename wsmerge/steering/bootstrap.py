@@ -8,8 +8,8 @@
 Items that share a fact or a wording are one cluster: not the items but the clusters are a sample, and the intervals say how
 far the figure may move with other clusters. Items that are a fact in a wording each are clustered in two ways at once: the
 variance is that over facts and that over wordings less that over items (Cameron, Gelbach and Miller, Journal of Business &
-Economic Statistics 29, 2011), with each way's part no less than 0. Everything is a closed form in place of a bootstrap over clusters: the variance
-is that of cluster sums with the correction CR2 and Satterthwaite degrees of freedom (Bell and McCaffrey, Survey Methodology
+Economic Statistics 29, 2011), with each way's part no less than 0, and skewness by what each part adds to the third cumulant.
+Everything is a closed form in place of a bootstrap over clusters: the variance is that of cluster sums with the correction CR2 and Satterthwaite degrees of freedom (Bell and McCaffrey, Survey Methodology
 28, 2002), the correction for skewness is what a studentised bootstrap amounts to (Hall, The Bootstrap and Edgeworth
 Expansion, 1992, section 3.9). `tests/steering/test_bootstrap.py` holds the coverage.
 """
@@ -23,12 +23,13 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaincinv, stdtrit
+from scipy.special import gammaincinv, stdtr, stdtrit
 
 __all__ = [
     "TWO_SIDED_95",
     "Interval",
     "change_interval",
+    "change_p",
     "clusters_of",
     "correlation_over_clusters",
     "difference_interval",
@@ -103,6 +104,19 @@ def change_interval(differences: Values, clusters: Clusters = None) -> Interval:
     return _within(float(held.mean()), _with_more(held, clusters, (-1.0, 1.0)), -1.0, 1.0)
 
 
+def change_p(differences: Values, clusters: Clusters = None) -> float:
+    """The two-sided p of no change: of the t at which one end of `change_interval` is at 0.
+
+    So p is below 0.05 where the 95 % interval excludes 0, and nowhere else.
+    """
+    more, names = _more(np.asarray(differences, np.float64), clusters, (-1.0, 1.0))
+    value, error, freedom, skewness = _estimate(more, np.ones(len(more)), names)
+    sign, size = math.copysign(1, value), abs(value) / error
+    # Skewness never moves an end inwards, so it never makes p smaller.
+    t = max(0.0, min(size, sign * _skewed(sign * size, skewness)))
+    return float(2 * stdtr(freedom, -t))
+
+
 def difference_interval(left: Interval, right: Interval, *, correlation: float = 0.0) -> Interval:
     """`left` less `right`, two figures of different items (Newcombe, Statistics in Medicine 17, 1998, method 10).
 
@@ -131,14 +145,7 @@ def correlation_over_clusters(left: Values, right: Values, clusters: tuple[Clust
 
 def ratio_interval(tops: Values, bottoms: Values, clusters: Clusters = None) -> Interval:
     """The sum of `tops` over the sum of `bottoms`, both `[items]`: a mean in which an item weighs what its bottom says."""
-    held, weights = np.asarray(tops, np.float64), np.asarray(bottoms, np.float64)
-    value = float(held.sum() / weights.sum())
-    residuals = held - value * weights
-    error, freedom, skewness = _spread(residuals, weights, clusters)
-    if clusters is None and residuals.any():
-        # Neighbours that are alike make the mean vary more; those that are unlike may be so by chance.
-        alike = float(residuals[1:] @ residuals[:-1] / (residuals @ residuals))
-        error *= math.sqrt(1 + 2 * max(0.0, alike))
+    value, error, freedom, skewness = _estimate(np.asarray(tops, np.float64), np.asarray(bottoms, np.float64), clusters)
     t = _t(freedom)
     if not math.isfinite(error * t):
         return Interval(value, -math.inf, math.inf)
@@ -147,20 +154,35 @@ def ratio_interval(tops: Values, bottoms: Values, clusters: Clusters = None) -> 
     return Interval(value, value - low, value + high)
 
 
+def _estimate(tops: Float64, weights: Float64, clusters: Clusters) -> tuple[float, float, float, float]:
+    """A ratio of sums with its standard error, degrees of freedom and skewness."""
+    value = float(tops.sum() / weights.sum())
+    residuals = tops - value * weights
+    error, freedom, skewness = _spread(residuals, weights, clusters)
+    if clusters is None and residuals.any():
+        # Neighbours that are alike make the mean vary more; those that are unlike may be so by chance.
+        alike = float(residuals[1:] @ residuals[:-1] / (residuals @ residuals))
+        error *= math.sqrt(1 + 2 * max(0.0, alike))
+    return value, error, freedom, skewness
+
+
 def _spread(residuals: Float64, weights: Float64, clusters: Clusters) -> tuple[float, float, float]:
     """The standard error of a weighted mean, its degrees of freedom, and the skewness of its clusters over their root number."""
     if clusters is None or clusters.ndim == 1:
         return _spread_one_way(residuals, weights, clusters)
     ways = [_numbers(way) for way in clusters.T]
-    within, freedom, _ = _spread_one_way(residuals, weights, ways[0] * (ways[1].max() + 1) + ways[1])
+    within, freedom, skewness = _spread_one_way(residuals, weights, ways[0] * (ways[1].max() + 1) + ways[1])
     found = [_spread_one_way(residuals, weights, way) for way in ways]
     # What each way adds to the variance over items has its own few degrees of freedom (Satterthwaite).
-    parts = [(within**2, freedom), *((max(0.0, error**2 - within**2), freedom) for error, freedom, _ in found)]
-    variance = sum(part for part, _ in parts)
+    added = [(max(0.0, error**2 - within**2), freedom, skewness) for error, freedom, skewness in found]
+    parts = [(within**2, freedom, skewness), *added]
+    variance = sum(part for part, _, _ in parts)
     if not 0 < variance < math.inf:
         return max(error for error, _, _ in found), min(freedom for _, freedom, _ in found), 0.0
-    together = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-    return math.sqrt(variance), together, max(found)[2]
+    together = variance**2 / sum(part**2 / freedom for part, freedom, _ in parts)
+    # Third cumulants of independent parts add, so a way that adds nothing to the variance says nothing of skewness.
+    skewed = sum(part**1.5 * skewness for part, _, skewness in parts) / variance**1.5
+    return math.sqrt(variance), together, skewed
 
 
 def _spread_one_way(residuals: Float64, weights: Float64, clusters: Clusters) -> tuple[float, float, float]:
@@ -194,20 +216,28 @@ def _unskewed(t: float, skewness: float) -> float:
     return 3 / skewness * (math.cbrt(1 + skewness * (t - skewness / 6)) - 1)
 
 
+def _skewed(t: float, skewness: float) -> float:
+    """Hall's transformation itself: what `_unskewed` inverts."""
+    if abs(skewness) < 1e-9:
+        return t
+    return ((1 + skewness * t / 3) ** 3 - 1) / skewness + skewness / 6
+
+
 def _effective_count(values: Float64, clusters: Clusters) -> float:
     """How many independent items say as much of a share as these: at least as if clusters had one answer each."""
     count = float(len(values))
     if clusters is None:
         return count
-    # Of two ways that with more clusters: that all answers in a wording are the same, whatever the fact, is not feared.
     ways = clusters.T if clusters.ndim == 2 else clusters[None]
-    least = max(count**2 / float((_by_cluster(np.ones(len(values)), way) ** 2).sum()) for way in ways)
+    counts = [count**2 / float((_by_cluster(np.ones(len(values)), way) ** 2).sum()) for way in ways]
     share = float(values.mean())
     error, freedom, _ = _spread(values - share, np.ones(len(values)), clusters)
     if not 0 < share < 1 or not math.isfinite(error):
-        return least
+        # Nothing shows how alike clusters are: of two ways that with more, since that all answers in a wording are the same,
+        # whatever the fact, is not feared.
+        return max(counts)
     widened = (error * _t(freedom) / TWO_SIDED_95) ** 2
-    return min(count, max(least, share * (1 - share) / widened)) if widened else count
+    return min(count, max(min(counts), share * (1 - share) / widened)) if widened else count
 
 
 def _wilson_low(found: float, count: float) -> float:
@@ -222,10 +252,16 @@ def _wilson_low(found: float, count: float) -> float:
 
 
 def _with_more(values: Float64, clusters: Clusters, more: tuple[float, float]) -> Interval:
-    """The mean with two items more, each a cluster of its own."""
+    """The mean with two items more."""
+    held, names = _more(values, clusters, more)
+    return ratio_interval(held, np.ones(len(held)), names)
+
+
+def _more(values: Float64, clusters: Clusters, more: tuple[float, float]) -> tuple[Float64, npt.NDArray[np.int64]]:
+    """Values with two more, each a cluster of its own, and the clusters of all."""
     ways = np.arange(len(values))[None] if clusters is None else np.atleast_2d(clusters.T)
     names = np.stack([np.append(_numbers(way), [-1, -2]) for way in ways], axis=-1)
-    return ratio_interval(np.append(values, more), np.ones(len(values) + 2), names if len(ways) > 1 else names[:, 0])
+    return np.append(values, more), names if len(ways) > 1 else names[:, 0]
 
 
 def _within(value: float, found: Interval, low: float, high: float) -> Interval:
