@@ -9,9 +9,10 @@ Items that share a fact or a wording are one cluster: not the items but the clus
 far the figure may move with other clusters. Items that are a fact in a wording each are clustered in two ways at once: the
 variance is that over facts and that over wordings less that over items (Cameron, Gelbach and Miller, Journal of Business &
 Economic Statistics 29, 2011), with each way's part no less than 0, and skewness by what each part adds to the third cumulant.
-Everything is a closed form in place of a bootstrap over clusters: the variance is that of cluster sums with the correction CR2 and Satterthwaite degrees of freedom (Bell and McCaffrey, Survey Methodology
-28, 2002), the correction for skewness is what a studentised bootstrap amounts to (Hall, The Bootstrap and Edgeworth
-Expansion, 1992, section 3.9). `tests/steering/test_bootstrap.py` holds the coverage.
+Everything is a closed form in place of a bootstrap over clusters: the variance is that of cluster sums with the correction
+CR2 and Satterthwaite degrees of freedom (Bell and McCaffrey, Survey Methodology 28, 2002), the correction for skewness is what
+a studentised bootstrap amounts to (Hall, The Bootstrap and Edgeworth Expansion, 1992, section 3.9).
+`tests/steering/test_bootstrap.py` holds the coverage.
 """
 
 from __future__ import annotations
