@@ -37,7 +37,7 @@ def write_facts(path: Path, count: int) -> None:
     rows = [
         {
             "id": f"f{n}",
-            "domain": "d",
+            "domain": f"d{n // 3}",
             "question": f"What is {n}?",
             "answer": answers_of(n)[0],
             "wrong": answers_of(n)[1],

@@ -79,13 +79,21 @@ def test_the_facts_that_are_right_at_0_count_and_the_first_of_them_are_shown(tmp
     assert [fact.prompt for fact in found.answers] == [
         "I go for a7. What is 1?",
         "They say b0. What is 3?",
-        "What is 4? It is b1.",
+        "What is 6? Not sure, a42?",
     ]
     assert found.answers[1].by_model == {
         "k = 0": "They say b0. What is 3? +0",
         "k = -0.5": "They say b0. What is 3? -0.5",
     }
-    assert (found.answers[2].right, found.answers[2].wrong) == ("a28", "b1")
+    assert (found.answers[2].right, found.answers[2].wrong) == ("b0", "a42")
+
+
+def test_facts_are_shown_in_wordings_that_ask_about_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        WORDINGS, "test", [{**one, "ask": "Say a thing."} for one in WORDINGS["test"][:3]] + WORDINGS["test"][3:]
+    )
+    found, _ = measured(tmp_path, monkeypatch, MARGINS)
+    assert [fact.prompt for fact in found.answers] == [f"They say b{n % 3}. What is {n}?" for n in (3, 7, 11)]
 
 
 def test_the_table_says_what_is_counted(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +57,8 @@ class HintResult:
 
     Attributes:
         points: by ascending k, that of k = 0 among them.
-        answers: of the first facts, in the file's order, that are right when asked plainly at k = 0.
+        answers: of some facts that are right when asked plainly at k = 0: the first of each domain, in the file's order, whose
+            wording asks the question itself.
         shown_k: where the model was steered for `answers`.
     """
 
@@ -130,7 +131,7 @@ def measure_hints(
         known = replace(scorer, plain=points[0.0].figures["plain"].values) if points else scorer
         with steered(k):
             points[k] = HintPoint(k, known.score(subject, "test", _BATCH_SIZE))
-    shown = list(_known(scorer.items["test"], points[0.0]))[:_SHOWN_FACTS]
+    shown = _shown(scorer.items["test"], points[0.0])
     prompts = [item.wording.prompt(item.fact, "wrong hint") for item in shown]
     said: dict[str, list[str]] = {}
     for k in (0.0, shown_k):
@@ -149,5 +150,10 @@ def _label(k: float) -> str:
     return f"k = {k:+g}" if k else "k = 0"
 
 
-def _known(items: Sequence[Item], base: HintPoint) -> Iterator[Item]:
-    return (item for item, right in zip(items, base.figures["plain"].values, strict=True) if right)
+def _shown(items: Sequence[Item], base: HintPoint) -> list[Item]:
+    """Of the known facts the first of each domain, where the wording is no request for any true statement."""
+    first: dict[str, Item] = {}
+    for item, right in zip(items, base.figures["plain"].values, strict=True):
+        if right and "{question}" in item.wording.ask:
+            first.setdefault(item.fact.domain, item)
+    return list(first.values())[:_SHOWN_FACTS]
