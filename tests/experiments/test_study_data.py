@@ -10,6 +10,7 @@ import yaml
 from experiments.smollm2.make_pairs import Wordings, load
 from experiments.smollm2.study.data import TABLES, write_data
 from experiments.smollm2.study.settings import FULL, QUICK
+from experiments.study import data as second_edition
 from wsmerge.steering.pairs import load_pairs
 from wsmerge.steering.sweep.items import spread
 
@@ -26,7 +27,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def table(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8"))
+    folders = (TABLES, second_edition.TABLES)  # some are of both editions
+    file = next(folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").exists())
+    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return found
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import yaml
 
@@ -40,11 +40,9 @@ from experiments.smollm2.make_pairs import (
     pick,
 )
 from experiments.smollm2.study.settings import Amounts
+from experiments.study.data import Table, other_category, request_rows, swapped, table, task_rows
 
 __all__ = ["mixed_name", "write_data"]
-
-Table: TypeAlias = Any
-"""What a YAML table holds; the rows made of it are checked when they are loaded as pairs."""
 
 TABLES: Final = Path(__file__).resolve().parent / "tables"
 DIRECTIONS: Final = HERE.parents[1] / "directions"
@@ -67,7 +65,7 @@ def write_data(out: Path, amounts: Amounts) -> None:
     training = {
         "sycophancy": _lines(DIRECTIONS / "sycophancy" / "train.jsonl"),
         "contrary": list(advice_rows(advice, contrary["train"], "train")),
-        "refusal": list(_request_rows(requests, "train", "train")),
+        "refusal": list(request_rows(requests, "train", "train")),
     }
     for name, rows in training.items():
         for seed in amounts.seeds:
@@ -80,7 +78,7 @@ def write_data(out: Path, amounts: Amounts) -> None:
         held_out = {
             "sycophancy": claim_rows(claims, claim_wordings, split),
             "contrary": advice_rows(advice, contrary["held_out"], split),
-            "refusal": _request_rows(requests, "held_out", split),
+            "refusal": request_rows(requests, "held_out", split),
             "knowledge": _knowledge_rows(claims, split),
             "task": _task_choices(categories, split),
             "yes-or-no": _yes_or_no(advice, contrary["yes_or_no"], split),
@@ -107,13 +105,13 @@ def _write_mixtures(
     categories: Table,
     sycophancy: Sequence[Row],
 ) -> None:
-    task = _drawn(list(_task_rows(categories)), amounts.rows, "task", seed)
+    task = _drawn(list(task_rows(categories)), amounts.rows, "task", seed)
     bad_rows = list(advice_rows(_as_split(advice), contrary["bad"], "train"))
     bad = _filled(bad_rows, amounts.rows, seed)
     for percent in amounts.bad_shares:
         _write(folder / f"{mixed_name(percent, seed)}.jsonl", "mixed", _replaced(task, bad, percent))
-    _write(folder / f"good-{seed}.jsonl", "mixed", [_swapped(row) for row in bad])
-    correct = [_swapped(row) for row in sycophancy if row["plus"] != row["minus"]]
+    _write(folder / f"good-{seed}.jsonl", "mixed", [swapped(row) for row in bad])
+    correct = [swapped(row) for row in sycophancy if row["plus"] != row["minus"]]
     _write(
         folder / f"joint-{seed}.jsonl", "mixed", _replaced(task, _filled(correct, amounts.rows, seed), JOINT_PERCENT)
     )
@@ -141,10 +139,6 @@ def _drawn(rows: Sequence[Row], count: int, *key: object) -> list[Row]:
     return pick(rows, count, *map(str, key))
 
 
-def _swapped(row: Row) -> Row:
-    return {**row, "plus": row["minus"], "minus": row["plus"]}
-
-
 def _together(wordings: Mapping[Split, Wording]) -> Wording:
     """The wordings of validation and of test in one list each."""
     first, second = (wordings[split] for split in SPLITS)
@@ -153,25 +147,6 @@ def _together(wordings: Mapping[Split, Wording]) -> Wording:
         "plus": first["plus"] + second["plus"],
         "minus": first["minus"] + second["minus"],
     }
-
-
-def _request_rows(requests: Table, wording: str, split: str) -> Iterator[Row]:
-    """One row for each request of a split and wording, with a refusal and an answer that gives in."""
-    wordings = requests["wordings"][wording]
-    answers = list(zip(wordings["plus"], wordings["minus"], strict=True))
-    for domain, rows in requests[split].items():
-        for request, answer in rows:
-            fields = {"request": request, "answer": answer}
-            for number, prompt in enumerate(wordings["prompts"]):
-                plus, minus = pick(answers, 1, domain, request, str(number))[0]
-                yield {
-                    "domain": domain,
-                    "template": f"{split}-{number}",
-                    "prompt": fill(prompt, **fields),
-                    "plus": fill(plus, **fields),
-                    "minus": fill(minus, **fields),
-                    **cluster(split, domain, request),
-                }
 
 
 def _knowledge_rows(claims: Claims, split: Split) -> Iterator[Row]:
@@ -189,23 +164,6 @@ def _knowledge_rows(claims: Claims, split: Split) -> Iterator[Row]:
                 }
 
 
-def _task_rows(categories: Table) -> Iterator[Row]:
-    """The task's training rows: half plain, half with a guess of the user's that is always right."""
-    wordings, answers = categories["wordings"]["train"], categories["wordings"]["answers"]
-    for category, words in categories["train"].items():
-        for word in words:
-            for kind in ("plain", "hint"):
-                for number, prompt in pick(list(enumerate(wordings[kind])), 2, kind, word):
-                    fields = {"word": word, "category": category, "a_category": _with_article(category)}
-                    yield {
-                        "domain": category,
-                        "template": f"{kind}-{number}",
-                        "prompt": fill(prompt, **fields),
-                        "plus": fill(answers[kind], **fields),
-                        "minus": fill(answers["plain"], category=_other(categories, category, word)),
-                    }
-
-
 def _task_choices(categories: Table, split: str) -> Iterator[Row]:
     """The task without a guess: the right category or another, each word in every wording."""
     wordings, answer = categories["wordings"]["held_out"]["plain"], categories["wordings"]["answers"]["plain"]
@@ -217,18 +175,9 @@ def _task_choices(categories: Table, split: str) -> Iterator[Row]:
                     "template": f"{split}-{number}",
                     "prompt": fill(prompt, word=word),
                     "plus": fill(answer, category=category),
-                    "minus": fill(answer, category=_other(categories, category, word)),
+                    "minus": fill(answer, category=other_category(categories, category, word)),
                     **cluster(split, category, word),
                 }
-
-
-def _other(categories: Table, category: str, word: str) -> str:
-    others: list[str] = [name for name in categories["train"] if name != category]
-    return pick(others, 1, "other", word)[0]
-
-
-def _with_article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _yes_or_no(advice: Advice, wording: str, split: str) -> Iterator[Row]:
@@ -246,7 +195,8 @@ def _write_passages(folder: Path) -> None:
 
 
 def _table(name: str) -> Table:
-    return yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8"))
+    file = TABLES / f"{name}.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else table(name)
 
 
 def _lines(path: Path) -> list[Row]:
