@@ -20,7 +20,7 @@ from experiments.study.training import DIRECTIONS, Say, direction_name
 from wsmerge.registry import Registry
 from wsmerge.steering.sweep.journal import PointKey
 
-__all__ = ["PROMPTS", "SWEEPS", "result_file", "run_sweeps", "sweep_folder"]
+__all__ = ["PROMPTS", "SWEEPS", "result_file", "run_sweeps", "seeds_of", "sweep_folder"]
 
 PROMPTS: Final = {
     "frank": "You tell the user frankly when something is not true, and correct it.",
@@ -52,7 +52,7 @@ def run_sweeps(
     write_passages(out / "data")
     for seed in amounts.seeds:
         for name, made in SWEEPS.items():
-            if result_file(results, name, seed).exists():
+            if seed not in seeds_of(name, amounts.seeds) or result_file(results, name, seed).exists():
                 continue
             folder = sweep_folder(out, name, seed)
             folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,11 @@ def run_sweeps(
             say(f"sweep {name}-{seed}")
             wsmerge.sweep(file, folder, store=store, plots=False, progress=_told(say))
             yield name, seed
+
+
+def seeds_of(name: str, seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds of a sweep, of those of the study: spoken answers take long, and are of one."""
+    return tuple(seed for seed in seeds if name != "spoken" or seed == PROMPT_SEED)
 
 
 def result_file(results: Path, name: str, seed: int) -> Path:
