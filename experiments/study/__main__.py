@@ -22,6 +22,8 @@ from typing import Final
 
 from platformdirs import user_cache_path
 
+from experiments.study.monitoring import monitor_runs
+from experiments.study.parts import PARTS_SEEDS, parts_seeds, run_parts
 from experiments.study.report import write_report
 from experiments.study.results import RESULTS, gather
 from experiments.study.settings import FULL, QUICK, Amounts
@@ -30,8 +32,8 @@ from experiments.study.training import train_directions
 from wsmerge.registry import open_registry
 from wsmerge.steering.embedded import embedded_model
 
-PARTS: Final = ("directions", "sweeps", "report")
-BY_SEED: Final = ("directions", "sweeps")
+PARTS: Final = ("directions", "sweeps", "monitoring", "parts", "report")
+BY_SEED: Final = ("directions", "sweeps", "parts")
 
 
 def main() -> None:
@@ -49,6 +51,8 @@ def main() -> None:
         if arguments.only not in BY_SEED:
             parser.error(f"--seed is for --only {', '.join(BY_SEED)}")
         amounts = replace(amounts, seeds=tuple(arguments.seed))
+        if arguments.only == "parts" and parts_seeds(amounts) != amounts.seeds:
+            parser.error(f"parts are of the seeds {', '.join(map(str, PARTS_SEEDS))}")
     results = arguments.results or (arguments.out / "results" if arguments.quick else RESULTS)
     parts = [arguments.only] if arguments.only else PARTS
     run(arguments.out, amounts, results, arguments.report or results.parent / "report", parts)
@@ -66,6 +70,8 @@ def run(out: Path, amounts: Amounts, results: Path, report: Path, parts: Sequenc
     todo: dict[str, Callable[[], None]] = {
         "directions": lambda: train_directions(out, base, store, amounts, say),
         "sweeps": sweep,
+        "monitoring": lambda: monitor_runs(out, base, store, amounts, results, say),
+        "parts": lambda: run_parts(out, base, store, amounts, results, say),
         "report": lambda: write_report(results, report, amounts),
     }
     for part in parts:

@@ -206,6 +206,11 @@ class Methods:
         results = self._of(label) if sweep is None else self.study.sweep(sweep)
         return self._select(label, results, lambda result, split: result.aimed(label, kl, sign, split))
 
+    def at_ks(self, label: str, ks: Mapping[int, float], sweep: str) -> Measured | None:
+        """A method at one strength of each seed in one sweep, 0 for the base; None where it was not measured."""
+        results = {seed: one for seed, one in self.study.sweep(sweep).items() if seed in ks}
+        return self._select(label, results, lambda result, split: result.at(label, ks[result.seed], split))
+
     def in_favour(self, label: str, kl: float = PRIMARY_COST) -> Measured | None:
         """A control on that side of k = 0, for each seed, where the main figure rises more; other methods as `at` has them."""
         sides = [side for sign in (AGAINST, -AGAINST) if (side := self.at(label, kl, sign)) is not None]

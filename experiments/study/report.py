@@ -29,17 +29,20 @@ from experiments.study.methods import (
     is_control,
     shown,
 )
+from experiments.study.monitoring import monitoring_file
+from experiments.study.parts import parts_section
 from experiments.study.plots import plot_costs, plot_methods
 from experiments.study.results import Item, Study
 from experiments.study.settings import FULL, PRIMARY_COST, Amounts
 from experiments.study.sweeps import BUDGET, SWEEPS
 from experiments.study.text import listed, percent, points, relative, seeds_told, signed, strengths, table
+from experiments.study.watched import monitoring_section
 from wsmerge.steering.sweep.results import BASE
 
 __all__ = ["write_report"]
 
 TIMES_FOLDER: Final = "times"
-TIMED: Final = ("directions", "sweeps")
+TIMED: Final = ("directions", "sweeps", "monitoring", "parts")
 """Parts whose time counts; the report, which takes seconds, is written before its own time is."""
 ALLOWED_HOURS: Final = 6
 
@@ -110,6 +113,8 @@ def _lines(methods: Methods, amounts: Amounts, report: Path) -> Iterator[str]:
     yield from _controls(methods, weights)
     yield from _picks(methods)
     yield from _spoken(methods)
+    yield from monitoring_section(monitoring_file(study.folder), report)
+    yield from parts_section(methods, amounts)
     yield "## What a sceptic would still say\n"
     yield from (f"- {doubt}" for doubt in doubts(methods, weights, items))
     yield ""

@@ -29,6 +29,9 @@ class Amounts:
         layers: layers among which activation steering chooses one.
         activation_pairs: rows that activations are taken of.
         spoken: facts that are answered in text.
+        runs: fine-tunes of each task and kind that monitoring watches.
+        run_rows: rows of each.
+        run_steps: optimiser steps of each.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -37,10 +40,13 @@ class Amounts:
     items: int | None = None
     passages: int = 4
     costs: tuple[float, ...] = (0.01, PRIMARY_COST, 0.16)
-    other_costs: tuple[float, ...] = (PRIMARY_COST,)
+    other_costs: tuple[float, ...] = (PRIMARY_COST, 0.16)
     layers: tuple[int, ...] = (10, 14, 18, 22)
     activation_pairs: int = 96
-    spoken: int = 24
+    spoken: int = 48
+    runs: int = 6
+    run_rows: int = 128
+    run_steps: int = 16
 
 
 FULL: Final = Amounts()
@@ -55,5 +61,8 @@ QUICK: Final = Amounts(
     layers=(10, 20),
     activation_pairs=8,
     spoken=4,
+    runs=2,
+    run_rows=16,
+    run_steps=2,
 )
 """Enough to see that every part runs; its figures mean nothing."""

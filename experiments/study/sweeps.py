@@ -8,7 +8,7 @@ spoken-SEED     the weights at that cost, in generated text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,10 @@ from experiments.study.training import DIRECTIONS, Say, direction_name
 from wsmerge.registry import Registry
 from wsmerge.steering.sweep.journal import PointKey
 
-__all__ = ["PROMPTS", "SWEEPS", "result_file", "run_sweeps", "seeds_of", "sweep_folder"]
+__all__ = ["PROMPTS", "SWEEPS", "Made", "result_file", "run_sweeps", "sweep_folder", "sweep_settings"]
+
+Made = Callable[[Amounts, int], dict[str, Any]]
+"""The settings of a sweep of one seed, but for its base; bfloat16 where they do not say."""
 
 PROMPTS: Final = {
     "frank": "You tell the user frankly when something is not true, and correct it.",
@@ -46,13 +49,22 @@ def sweep_folder(out: Path, name: str, seed: int) -> Path:
 
 
 def run_sweeps(
-    out: Path, base: Path, store: Registry, amounts: Amounts, results: Path, say: Say
+    out: Path,
+    base: Path,
+    store: Registry,
+    amounts: Amounts,
+    results: Path,
+    say: Say,
+    sweeps: Mapping[str, Made] | None = None,
 ) -> Iterator[tuple[str, int]]:
-    """Run every sweep of every seed whose result is not there, and yield the name and seed of each that is finished."""
+    """Run every sweep of every seed whose result is not there, and yield the name and seed of each that is finished.
+
+    Of `sweeps`, by name; of those of the main part if None.
+    """
     write_passages(out / "data")
     for seed in amounts.seeds:
-        for name, made in SWEEPS.items():
-            if seed not in seeds_of(name, amounts.seeds) or result_file(results, name, seed).exists():
+        for name, made in (SWEEPS if sweeps is None else sweeps).items():
+            if result_file(results, name, seed).exists():
                 continue
             folder = sweep_folder(out, name, seed)
             folder.mkdir(parents=True, exist_ok=True)
@@ -62,11 +74,6 @@ def run_sweeps(
             say(f"sweep {name}-{seed}")
             wsmerge.sweep(file, folder, store=store, plots=False, progress=_told(say))
             yield name, seed
-
-
-def seeds_of(name: str, seeds: Sequence[int]) -> tuple[int, ...]:
-    """The seeds of a sweep, of those of the study: spoken answers take long, and are of one."""
-    return tuple(seed for seed in seeds if name != "spoken" or seed == PROMPT_SEED)
 
 
 def result_file(results: Path, name: str, seed: int) -> Path:
@@ -106,32 +113,33 @@ def _facts(amounts: Amounts, seed: int) -> dict[str, Any]:
         ]
         formality = str((DIRECTIONS / "formality").resolve())
         methods.append({"label": "formality", "weights": formality, "k": _at((PRIMARY_COST,), "both")})
-    return _sweep(amounts, methods)
+    return sweep_settings(amounts, methods)
 
 
 def _biases(amounts: Amounts, seed: int) -> dict[str, Any]:
     name = direction_name(seed, bias=True)
     methods = [{"label": "biases", "weights": name, "k": _at(amounts.other_costs, "minus")}]
-    return {**_sweep(amounts, methods), "base": f"../../directions/{name}/base"}
+    return {**sweep_settings(amounts, methods), "base": f"../../directions/{name}/base"}
 
 
 def _controls(amounts: Amounts, seed: int) -> dict[str, Any]:
     methods = [{"label": "weights", "weights": direction_name(seed), "k": _at((PRIMARY_COST,), "both")}]
     controls = {"draws": 1, "seed": seed, "kinds": ["subspaces", "isotropic"]}
-    return {**_sweep(amounts, methods), "controls": controls}
+    return {**sweep_settings(amounts, methods), "controls": controls}
 
 
 def _spoken(amounts: Amounts, seed: int) -> dict[str, Any]:
     methods = [{"label": "weights", "weights": direction_name(seed), "k": _at((PRIMARY_COST,), "both")}]
-    made = _sweep(amounts, methods)
+    made = sweep_settings(amounts, methods)
     spoken = {**made["measures"]["facts"]["hints"], "answers": "text", "max_new_tokens": 24, "items": amounts.spoken}
     return {**made, "measures": {"facts": {"role": "behaviour", "hints": spoken}}}
 
 
-SWEEPS: Final = {"facts": _facts, "biases": _biases, "controls": _controls, "spoken": _spoken}
+SWEEPS: Final[Mapping[str, Made]] = {"facts": _facts, "biases": _biases, "controls": _controls, "spoken": _spoken}
 
 
-def _sweep(amounts: Amounts, methods: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def sweep_settings(amounts: Amounts, methods: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A sweep of methods against the right answers under hints and plain text, without controls."""
     limit = {} if amounts.items is None else {"items": amounts.items}
     facts = {
         **{split: str((FACTS / f"{split}.jsonl").resolve()) for split in ("validation", "test")},

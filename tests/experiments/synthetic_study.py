@@ -58,11 +58,13 @@ def write_study(
             gather(out, name, seed, results)
 
 
-def write_sweep(out: Path, name: str, seed: int, makeup: Makeup, amounts: Amounts = FULL) -> None:
-    """Write a sweep's journal and results."""
+def write_sweep(
+    out: Path, name: str, seed: int, makeup: Makeup, amounts: Amounts = FULL, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Write a sweep's journal and results: of settings, or of those that go by the name."""
     folder = sweep_folder(out, name, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = SWEEPS[name](amounts, seed)
+    settings = SWEEPS[name](amounts, seed) if settings is None else settings
     hints = settings["measures"]["facts"]["hints"]
     scorer = load_hints(Hints.model_validate(hints), folder)
     in_text, layers = "max_new_tokens" in hints, {ONE_LAYER: 14} if name == "facts" else {}
@@ -114,6 +116,9 @@ def strengths(
         label = method["label"]
         if "system_prompt" in method:
             yield from ((label, k, makeup.prompt_cost, None) for k in (-1.0, 1.0))
+            continue
+        if isinstance(method["k"], list):
+            yield from ((label, k, PRIMARY_COST * (k / K_AT_PRIMARY) ** 2, None) for k in method["k"])
             continue
         for name in (label, *(f"{label}, random {kind} 1" for kind in kinds)):
             for sign in (-1, 1) if method["k"]["signs"] == "both" else (-1,):
