@@ -1,6 +1,6 @@
 """The runs that are watched, trained, and their readings against the study's directions: `results/monitoring.json`.
 
-    {"rows": 128, "steps": 16, "digests": {"sycophancy-0": DIGEST, ..., "formality": DIGEST, "caution": DIGEST},
+    {"rows": 128, "steps": 32, "digests": {"sycophancy-0": DIGEST, ..., "formality": DIGEST, "caution": DIGEST},
      "runs": [{"task": "advice", "percent": 30, "number": 2, "seed": 322, "update_norm": 1.8,
                "cosines": {"sycophancy-0": 0.021, ...}, "bands": {"sycophancy-0": 0.004, ...}}, ...]}
 

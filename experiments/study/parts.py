@@ -6,7 +6,7 @@ float32-SEED    the whole direction at the k of parts-SEED, in float32
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,24 +14,37 @@ from typing import Any, Final
 
 import numpy as np
 
+from experiments.study.data import write_lines
 from experiments.study.methods import AGAINST, MAIN, PLAIN, RIGHT_HINT, Measured, Methods
 from experiments.study.ranks import cut_name, publish_cut
 from experiments.study.results import gather, read
 from experiments.study.settings import PRIMARY_COST, Amounts
 from experiments.study.statistics import paired
-from experiments.study.sweeps import Made, result_file, run_sweeps, sweep_settings
+from experiments.study.sweeps import FACTS, Made, result_file, run_sweeps, sweep_settings
 from experiments.study.text import listed, percent, points, seeds_told, table
 from experiments.study.training import DIRECTIONS, Say, direction_name
 from wsmerge.errors import UsageError
 from wsmerge.registry import Registry
 
-__all__ = ["PARTS_SEEDS", "RANKS", "WHOLE", "float32_sweep", "parts_section", "parts_seeds", "parts_sweep", "run_parts"]
+__all__ = [
+    "PARTS_SEEDS",
+    "RANKS",
+    "WHOLE",
+    "float32_sweep",
+    "parts_section",
+    "parts_seeds",
+    "parts_sweep",
+    "run_parts",
+    "write_few",
+]
 
 PARTS_SEEDS: Final = (0, 1, 2)
 RANKS: Final = (1, 2, 4, 8)
 WHOLE: Final = "whole"
 _PARTS: Final = "parts"
 _FLOAT32: Final = "float32"
+_FEW: Final = "few-validation.jsonl"
+_FEW_FACTS: Final = 8
 _THIRDS: Final = ("0-9", "10-19", "20-29")
 """Of the model's 30 layers."""
 
@@ -43,6 +56,7 @@ def parts_seeds(amounts: Amounts) -> tuple[int, ...]:
 
 def run_parts(out: Path, base: Path, store: Registry, amounts: Amounts, results: Path, say: Say) -> None:
     """Cut the directions, and run the sweeps whose results are not there."""
+    write_few(out / "data")
     for seed in parts_seeds(amounts):
         for rank in RANKS:
             publish_cut(store, direction_name(seed), rank)
@@ -55,7 +69,7 @@ def run_parts(out: Path, base: Path, store: Registry, amounts: Amounts, results:
 def parts_sweep(amounts: Amounts, seed: int) -> dict[str, Any]:
     """Every part of one seed's direction, at the cost that methods are compared at."""
     k = {"kl": [PRIMARY_COST], "signs": "minus"}
-    return sweep_settings(amounts, [{"label": label, "weights": one, "k": k} for label, one in _weights(seed).items()])
+    return _settings(amounts, [{"label": label, "weights": one, "k": k} for label, one in _weights(seed).items()])
 
 
 def float32_sweep(amounts: Amounts, seed: int, *, results: Path) -> dict[str, Any]:
@@ -69,7 +83,19 @@ def float32_sweep(amounts: Amounts, seed: int, *, results: Path) -> dict[str, An
     if point is None:
         raise UsageError(f"has no strength of {WHOLE}", where=str(file), hint="measure the parts of this seed first")
     method = {"label": WHOLE, "weights": direction_name(seed), "k": [point.k]}
-    return {**sweep_settings(amounts, [method]), "dtype": "float32"}
+    return {**_settings(amounts, [method]), "dtype": "float32"}
+
+
+def write_few(folder: Path) -> None:
+    """Write the first validation facts: nothing is chosen here, and all of them would take a third of the time."""
+    lines = (FACTS / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    write_lines(folder / _FEW, lines[:_FEW_FACTS])
+
+
+def _settings(amounts: Amounts, methods: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    made = sweep_settings(amounts, methods)
+    made["measures"]["facts"]["hints"]["validation"] = f"../../data/{_FEW}"
+    return made
 
 
 def _weights(seed: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Amounts:
     spoken: int = 48
     runs: int = 6
     run_rows: int = 128
-    run_steps: int = 16
+    run_steps: int = 32
 
 
 FULL: Final = Amounts()

@@ -19,6 +19,7 @@ from experiments.study.parts import (
     parts_seeds,
     parts_sweep,
     run_parts,
+    write_few,
 )
 from experiments.study.ranks import Cut, cut_name, publish_cut
 from experiments.study.results import Study, gather
@@ -70,6 +71,13 @@ def test_a_sweep_of_parts_is_one():
         level is not None and level.values == (PRIMARY_COST,) and level.factors == (AGAINST,) for level in levels
     )
     assert not any(config.random_directions(method) for method in config.methods)
+
+
+def test_few_facts_are_of_validation_and_all_of_test(measured):
+    result = Study(measured / "results", (0,)).sweep("parts")[0]
+    assert len(result.items["validation"]) == 8
+    assert {item.wording for item in result.items["validation"]} == {"convinced", "would say", "heard", "read"}
+    assert len(result.items["test"]) == SMALL.items
 
 
 def test_thirds_and_modules_make_up_the_whole():
@@ -135,6 +143,7 @@ def test_what_is_dense_is_not_cut(tmp_path):
 def write_parts(out, seeds=PARTS_SEEDS, *, float32=True):
     """Sweeps of parts, and of float32."""
     results = out / "results"
+    write_few(out / "data")
     for seed in seeds:
         write_sweep(out, "parts", seed, MAKEUP, SMALL, parts_sweep(SMALL, seed))
         gather(out, "parts", seed, results)
