@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from experiments.study.sweeps import result_file, sweep_folder
+from experiments.study.sweeps import result_file, seeds_of, sweep_folder
 from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.sweep.files import JSON_FILE
 from wsmerge.steering.sweep.hints import load_hints
@@ -141,7 +141,7 @@ class Study:
 
     def missing(self, name: str) -> tuple[int, ...]:
         """The seeds whose result of a sweep is not there."""
-        return tuple(seed for seed in self.seeds if seed not in self.sweep(name))
+        return tuple(seed for seed in seeds_of(name, self.seeds) if seed not in self.sweep(name))
 
 
 def gather(out: Path, name: str, seed: int, results: Path) -> Path:

@@ -40,10 +40,10 @@ class Amounts:
     items: int | None = None
     passages: int = 4
     costs: tuple[float, ...] = (0.01, PRIMARY_COST, 0.16)
-    other_costs: tuple[float, ...] = (PRIMARY_COST, 0.16)
+    other_costs: tuple[float, ...] = (PRIMARY_COST,)
     layers: tuple[int, ...] = (10, 14, 18, 22)
     activation_pairs: int = 96
-    spoken: int = 48
+    spoken: int = 24
     runs: int = 6
     run_rows: int = 128
     run_steps: int = 32

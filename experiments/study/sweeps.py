@@ -20,7 +20,7 @@ from experiments.study.training import DIRECTIONS, Say, direction_name
 from wsmerge.registry import Registry
 from wsmerge.steering.sweep.journal import PointKey
 
-__all__ = ["PROMPTS", "SWEEPS", "Made", "result_file", "run_sweeps", "sweep_folder", "sweep_settings"]
+__all__ = ["PROMPTS", "SWEEPS", "Made", "result_file", "run_sweeps", "seeds_of", "sweep_folder", "sweep_settings"]
 
 Made = Callable[[Amounts, int], dict[str, Any]]
 """The settings of a sweep of one seed, but for its base; bfloat16 where they do not say."""
@@ -64,7 +64,7 @@ def run_sweeps(
     write_passages(out / "data")
     for seed in amounts.seeds:
         for name, made in (SWEEPS if sweeps is None else sweeps).items():
-            if result_file(results, name, seed).exists():
+            if seed not in seeds_of(name, amounts.seeds) or result_file(results, name, seed).exists():
                 continue
             folder = sweep_folder(out, name, seed)
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +74,11 @@ def run_sweeps(
             say(f"sweep {name}-{seed}")
             wsmerge.sweep(file, folder, store=store, plots=False, progress=_told(say))
             yield name, seed
+
+
+def seeds_of(name: str, seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds of a sweep, of those of the study: spoken answers take long, and are of one."""
+    return tuple(seed for seed in seeds if name != "spoken" or seed == PROMPT_SEED)
 
 
 def result_file(results: Path, name: str, seed: int) -> Path:
