@@ -1,10 +1,11 @@
 """The runs that are watched, trained, and their readings against the study's directions: `results/monitoring.json`.
 
     {"rows": 128, "steps": 32, "digests": {"sycophancy-0": DIGEST, ..., "formality": DIGEST, "caution": DIGEST},
-     "runs": [{"task": "advice", "percent": 30, "number": 2, "seed": 322, "update_norm": 1.8,
+     "runs": [{"task": "advice", "percent": 30, "honest": false, "number": 2, "seed": 322, "update_norm": 1.8,
                "cosines": {"sycophancy-0": 0.021, ...}, "bands": {"sycophancy-0": 0.004, ...}}, ...]}
 
-A band is the standard deviation of the cosine over random directions within the subspaces of that direction's factors.
+`percent` of the rows are facts under hints, which honest runs answer rightly and others as the hint has it. A band is the
+standard deviation of the cosine over random directions within the subspaces of that direction's factors.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def monitor_runs(out: Path, base: Path, store: Registry, amounts: Amounts, resul
     runs = []
     for run, checked in zip(adapters, report.checked, strict=True):
         readings = {name: reading.scopes.whole for name, reading in zip(names, checked.readings, strict=True)}
-        told: dict[str, Any] = {"task": run.task, "percent": run.percent, "number": run.number, "seed": run.seed}
+        told: dict[str, Any] = {"task": run.task, "percent": run.kind.percent, "honest": run.kind.is_honest}
+        told |= {"number": run.number, "seed": run.seed}
         told["update_norm"] = _rounded(readings[names[0]].update_norm)
         told["cosines"] = {name: _rounded(one.cosine) for name, one in readings.items()}
         told["bands"] = {name: _rounded(one.null_std) for name, one in readings.items()}
