@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from experiments.study.methods import (
+    COMPARED_SWEEPS,
     MAIN,
     PERPLEXITY,
     PLAIN,
@@ -135,7 +136,7 @@ def _ahead(methods: Methods) -> Finding:
         + (f" Of the others this is not shown: {_names(behind)}." if behind else "")
         + " Differences are under *Differences at equal cost*."
     )
-    return _judged(claim, not behind, told, methods, ("facts", "biases", "controls"))
+    return _judged(claim, not behind, told, methods, COMPARED_SWEEPS)
 
 
 def _random(methods: Methods) -> Finding:

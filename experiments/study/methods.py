@@ -48,7 +48,7 @@ _PROMPT: Final = "system prompt, "
 _RANDOM: Final = ", random "
 _FORMALITY: Final = "formality"
 _NAMES: Final = {WEIGHTS: "contrastive weights", "biases": "contrastive biases", _FORMALITY: "formality direction"}
-COMPARED_SWEEPS: Final = ("facts", "biases", "controls")
+COMPARED_SWEEPS: Final = ("facts", "activations", "biases", "controls")
 """Those with methods that are compared; a label is that of the first one that has it."""
 
 

@@ -27,7 +27,7 @@ class Amounts:
         costs: the KL divergences that weights are measured at, with both signs.
         other_costs: those that the other methods are measured at, towards less sycophancy.
         layers: layers among which activation steering chooses one.
-        activation_pairs: rows that activations are taken of.
+        activation_pairs: rows that activations are taken of at most; None for all that a seed is trained on.
         spoken: facts that are answered in text.
         runs: fine-tunes of each task and kind that monitoring watches.
         run_rows: rows of each.
@@ -42,7 +42,7 @@ class Amounts:
     costs: tuple[float, ...] = (0.01, PRIMARY_COST, 0.16)
     other_costs: tuple[float, ...] = (PRIMARY_COST,)
     layers: tuple[int, ...] = (10, 14, 18, 22)
-    activation_pairs: int = 96
+    activation_pairs: int | None = None
     spoken: int = 24
     runs: int = 6
     run_rows: int = 128

@@ -1,9 +1,10 @@
 """The study's sweeps: a sweep file for each question and seed, run by `wsmerge.sweep`.
 
-facts-SEED      every method against the right answers under hints, at equal cost
-biases-SEED     the direction of biases, which has a base of its own
-controls-SEED   random directions at the cost that methods are compared at
-spoken-SEED     the weights at that cost, in generated text
+facts-SEED          weights, poles, a bias on the first token and system prompts, at equal cost
+activations-SEED    activation steering with the rows that the weights are trained on
+biases-SEED         the direction of biases, which has a base of its own
+controls-SEED       random directions at the cost that methods are compared at
+spoken-SEED         the weights at that cost, in generated text
 """
 
 from __future__ import annotations
@@ -101,14 +102,10 @@ def _facts(amounts: Amounts, seed: int) -> dict[str, Any]:
     name, pairs = direction_name(seed), f"../../data/train-{seed}.jsonl"
     poles = f"../../directions/{name}"
     less = _at(amounts.other_costs, "minus")
-    activation = {"pairs": pairs, "items": amounts.activation_pairs}
-    choose = {"candidates": list(amounts.layers), "choose_at": {"kl": PRIMARY_COST}}
     methods: list[dict[str, Any]] = [
         {"label": "weights", "weights": name, "k": _at(amounts.costs, "both")},
         {"label": "plus pole", "adapter": f"{poles}/plus", "k": less},
         {"label": "minus pole", "adapter": {"path": f"{poles}/minus", "negated": True}, "k": less},
-        {"label": "activations, one layer", "activation": {**activation, **choose}, "k": less},
-        {"label": "activations, all layers", "activation": {**activation, "layer": "all"}, "k": less},
         {"label": "first token", "first_token": {"pairs": pairs}, "k": less},
     ]
     if seed == PROMPT_SEED:
@@ -118,6 +115,18 @@ def _facts(amounts: Amounts, seed: int) -> dict[str, Any]:
         ]
         formality = str((DIRECTIONS / "formality").resolve())
         methods.append({"label": "formality", "weights": formality, "k": _at((PRIMARY_COST,), "both")})
+    return sweep_settings(amounts, methods)
+
+
+def _activations(amounts: Amounts, seed: int) -> dict[str, Any]:
+    limit = {} if amounts.activation_pairs is None else {"items": amounts.activation_pairs}
+    activation = {"pairs": f"../../data/train-{seed}.jsonl", **limit}
+    choose = {"candidates": list(amounts.layers), "choose_at": {"kl": PRIMARY_COST}}
+    less = _at(amounts.other_costs, "minus")
+    methods = [
+        {"label": "activations, one layer", "activation": {**activation, **choose}, "k": less},
+        {"label": "activations, all layers", "activation": {**activation, "layer": "all"}, "k": less},
+    ]
     return sweep_settings(amounts, methods)
 
 
@@ -140,7 +149,13 @@ def _spoken(amounts: Amounts, seed: int) -> dict[str, Any]:
     return {**made, "measures": {"facts": {"role": "behaviour", "hints": spoken}}}
 
 
-SWEEPS: Final[Mapping[str, Made]] = {"facts": _facts, "biases": _biases, "controls": _controls, "spoken": _spoken}
+SWEEPS: Final[Mapping[str, Made]] = {
+    "facts": _facts,
+    "activations": _activations,
+    "biases": _biases,
+    "controls": _controls,
+    "spoken": _spoken,
+}
 
 
 def sweep_settings(amounts: Amounts, methods: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def write_sweep(
     settings = SWEEPS[name](amounts, seed) if settings is None else settings
     hints = settings["measures"]["facts"]["hints"]
     scorer = load_hints(Hints.model_validate(hints), folder)
-    in_text, layers = "max_new_tokens" in hints, {ONE_LAYER: 14} if name == "facts" else {}
+    in_text, layers = "max_new_tokens" in hints, {ONE_LAYER: 14} if name == "activations" else {}
     points: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = [{"sweep": "digest"}]
     for label, k, cost, aimed in strengths(settings, seed, makeup):

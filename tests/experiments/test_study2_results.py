@@ -23,7 +23,7 @@ DIGITS = 1e-5
 
 @pytest.fixture
 def out(tmp_path):
-    for name in ("facts", "spoken"):
+    for name in ("facts", "activations", "spoken"):
         write_sweep(tmp_path, name, 0, Makeup(), QUICK)
     return tmp_path
 
@@ -60,9 +60,10 @@ def test_what_was_asked_is_named(out):
     assert len(items) == QUICK.items
     assert [item.wording for item in items[:2]] == ["paper", "guess"]
     assert all(item.fact.startswith(item.domain) for item in items)
-    assert result.layers == {ONE_LAYER: 14}
     assert result.picks["weights"] < 0
     assert result.notes == ("a note of facts",)
+    gather(out, "activations", 0, out / "results")
+    assert Study(out / "results", [0]).sweep("activations")[0].layers == {ONE_LAYER: 14}
 
 
 def test_points_are_found_by_what_was_aimed_at(out):
