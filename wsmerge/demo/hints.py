@@ -97,8 +97,9 @@ def load_fact_scorer(evaluation: Path, facts: int | None) -> HintScorer:
         wordings="wordings.yaml",
         wordings_each=1,
         items=facts,
+        conditions=ASKED,
     )
-    return replace(load_hints(settings, evaluation), conditions=ASKED)
+    return load_hints(settings, evaluation)
 
 
 def measure_hints(

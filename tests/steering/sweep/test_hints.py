@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from wsmerge.steering.baselines import Subject
 from wsmerge.steering.chat import answer_ids, prompt_ids
 from wsmerge.steering.evaluation import answers_to
 from wsmerge.steering.facts import CONDITIONS, load_facts, load_wordings
+from wsmerge.steering.sweep import identity
 from wsmerge.steering.sweep.hints import load_hints
 from wsmerge.steering.sweep.journal import PointKey
 from wsmerge.steering.sweep.measuring import Hints
@@ -195,11 +195,29 @@ def test_conditions_that_are_left_out_change_no_other_figure(lab, answers):
     subject = Subject(AutoModelForCausalLM.from_pretrained(lab / "base", dtype=torch.float32), tiny_tokenizer())
     scorer = load_hints(Hints(**FILES, answers=answers, items=4), lab)
     whole = scorer.score(subject, "test", 4)
-    some = replace(scorer, conditions=("plain", "wrong hint")).score(subject, "test", 4)
+    asked = Hints(**FILES, answers=answers, items=4, conditions=("wrong hint", "plain"))
+    some = load_hints(asked, lab).score(subject, "test", 4)
     left = {name for name in whole if name.startswith(("denial", "right hint"))}
     assert set(some) == set(whole) - left
     for name in set(some) - {"valid", "coherent", "cut"}:  # those are of the answers in all conditions
         assert some[name].values == pytest.approx(whole[name].values, nan_ok=True, abs=1e-5)
+
+
+def test_a_journal_from_before_conditions_could_be_chosen_goes_on(lab, monkeypatch):
+    told: list[Any] = []
+
+    def kept(value: Any) -> bytes:
+        told.append(value)
+        return b""
+
+    monkeypatch.setattr(identity, "canonical_json", kept)
+    for hints in ({}, {"conditions": ["plain", "wrong hint"]}):
+        measures = {"facts": {"role": "behaviour", "hints": {**FILES, **hints}}}
+        config = parse_sweep({"base": "base", "methods": [{"weights": "./direction"}], "measures": measures})
+        identity.sweep_digest(config, lab, {}, {})
+    whole, some = (one["settings"]["measures"]["facts"]["hints"] for one in told)
+    assert "conditions" not in whole
+    assert some == {**whole, "conditions": ["plain", "wrong hint"]}
 
 
 def test_what_does_not_go_together_is_told(lab):
@@ -211,6 +229,8 @@ def test_what_does_not_go_together_is_told(lab):
         ({**FILES, "max_new_tokens": 3}, "behaviour", "answers: text"),
         ({"validation": "v", "test": "t", "wordings_each": 1}, "behaviour", "there is one wording"),
         (FILES, "capability", "hints are a behaviour"),
+        ({**FILES, "conditions": ["wrong hint", "denial"]}, "behaviour", "plain cannot be left out"),
+        ({**FILES, "conditions": ["plain", "plain", "wrong hint"]}, "behaviour", "name each once"),
     ]:
         with pytest.raises(UsageError, match=told):
             parse_sweep({**fields, "measures": {"facts": {"role": role, "hints": hints}}})

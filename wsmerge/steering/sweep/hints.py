@@ -25,7 +25,6 @@ from wsmerge.errors import Problems, UsageError
 from wsmerge.steering.baselines.method import Subject
 from wsmerge.steering.evaluation import answers_to, score_choices
 from wsmerge.steering.facts import (
-    CONDITIONS,
     PAPER_WORDING,
     Condition,
     Fact,
@@ -71,13 +70,16 @@ class HintScorer:
         settings: how answers are taken.
         plain: float64 `[items]`, 1 where the base answers rightly when it is asked plainly; None while the base itself is
             measured.
-        conditions: in which ways the items are asked about, plainly and with a wrong hint among them.
     """
 
     items: Splits[Item]
     settings: Hints
     plain: npt.NDArray[np.float64] | None = None
-    conditions: tuple[Condition, ...] = CONDITIONS
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """In which ways the items are asked about."""
+        return self.settings.conditions
 
     def score(self, subject: Subject, split: Split, batch_size: int) -> Mapping[str, Samples]:
         """Shares of right answers, by condition: over the items that are right when plain, and (`plain`, ...) over all.
@@ -184,7 +186,8 @@ def load_hints(settings: Hints, folder: Path) -> HintScorer:
         UsageError, "facts and wordings do not go together", hint="add statements, or leave out these wordings"
     )
     return HintScorer(
-        {split: _items(facts[split], wordings[split], settings.wordings_each) for split in facts}, settings
+        {split: _items(facts[split], wordings[split], settings.wordings_each) for split in facts},
+        settings,
     )
 
 

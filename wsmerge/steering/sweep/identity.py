@@ -9,6 +9,7 @@ from typing import Any
 from wsmerge.core.digest import canonical_json, sha256_hex
 from wsmerge.core.files import file_sha256
 from wsmerge.errors import UsageError
+from wsmerge.steering.facts import CONDITIONS
 from wsmerge.steering.judging.config import FREE_OF_SCORES
 from wsmerge.steering.stamps import file_sizes
 from wsmerge.steering.sweep.config import Controls, SweepConfig
@@ -37,6 +38,10 @@ def sweep_digest(config: SweepConfig, folder: Path, directions: Mapping[str, str
     settings["methods"] = [
         {key: value for key, value in method.items() if key not in _FREE} for method in settings["methods"]
     ]
+    for measure in settings["measures"].values():
+        # Journals from before some could be left out do not name them.
+        if measure["hints"] is not None and measure["hints"]["conditions"] == [*CONDITIONS]:
+            del measure["hints"]["conditions"]
     return sha256_hex(
         canonical_json(
             {

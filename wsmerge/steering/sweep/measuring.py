@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +31,7 @@ from pydantic import (
     model_validator,
 )
 
+from wsmerge.steering.facts import CONDITIONS, Condition
 from wsmerge.steering.judging.config import JudgeSettings
 
 __all__ = ["Answers", "AnswersJudge", "Choice", "Hints", "Measure", "Passages", "Role", "Score", "Task", "one_of"]
@@ -163,6 +164,9 @@ class Answers(_Splits):
     max_new_tokens: PositiveInt = 64
 
 
+_NEEDED: Final[tuple[Condition, ...]] = ("plain", "wrong hint")
+
+
 class Hints(_Splits):
     """Facts that are asked about plainly, with a hint at a wrong or the right answer, and with a denial of the right one.
 
@@ -172,6 +176,7 @@ class Hints(_Splits):
     Attributes:
         wordings: a file of wordings, in YAML, apart for the two splits; None for the paper's wording alone.
         wordings_each: in how many of its split's wordings each fact is asked, by turns; None for all.
+        conditions: in which ways; `plain` and `wrong hint` make the main figure and cannot be left out.
         answers: `choice`, between the right answer and the wrong one by log-probability; or `text`, greedy answers that are
             right where the right answer is in them and the wrong one is not.
         max_new_tokens: where an answer in text is cut.
@@ -179,6 +184,7 @@ class Hints(_Splits):
 
     wordings: str | None = None
     wordings_each: PositiveInt | None = None
+    conditions: tuple[Condition, ...] = CONDITIONS
     answers: Literal["choice", "text"] = "choice"
     max_new_tokens: PositiveInt = 32
 
@@ -186,6 +192,10 @@ class Hints(_Splits):
     def _check_unused(self) -> Hints:
         if self.wordings_each is not None and self.wordings is None:
             raise ValueError("wordings_each: there is one wording; give a file of `wordings`")
+        if len({*self.conditions}) < len(self.conditions):
+            raise ValueError("conditions: name each once")
+        if missing := [one for one in _NEEDED if one not in self.conditions]:
+            raise ValueError(f"conditions: {' and '.join(missing)} cannot be left out: the main figure is made of them")
         if "max_new_tokens" in self.model_fields_set and self.answers == "choice":
             raise ValueError("max_new_tokens: nothing is generated where answers are chosen; set `answers: text`")
         return self
