@@ -24,6 +24,7 @@ from platformdirs import user_cache_path
 
 from experiments.study.monitoring import monitor_runs
 from experiments.study.parts import PARTS_SEEDS, parts_seeds, run_parts
+from experiments.study.repair import run_repair
 from experiments.study.report import write_report
 from experiments.study.results import RESULTS, gather
 from experiments.study.settings import FULL, QUICK, Amounts
@@ -32,8 +33,8 @@ from experiments.study.training import train_directions
 from wsmerge.registry import open_registry
 from wsmerge.steering.embedded import embedded_model
 
-PARTS: Final = ("directions", "sweeps", "monitoring", "parts", "report")
-BY_SEED: Final = ("directions", "sweeps", "parts")
+PARTS: Final = ("directions", "sweeps", "repair", "monitoring", "parts", "report")
+BY_SEED: Final = ("directions", "sweeps", "repair", "parts")
 
 
 def main() -> None:
@@ -70,6 +71,7 @@ def run(out: Path, amounts: Amounts, results: Path, report: Path, parts: Sequenc
     todo: dict[str, Callable[[], None]] = {
         "directions": lambda: train_directions(out, base, store, amounts, say),
         "sweeps": sweep,
+        "repair": lambda: run_repair(out, base, store, amounts, results, say),
         "monitoring": lambda: monitor_runs(out, base, store, amounts, results, say),
         "parts": lambda: run_parts(out, base, store, amounts, results, say),
         "report": lambda: write_report(results, report, amounts),

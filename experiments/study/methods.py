@@ -30,6 +30,7 @@ __all__ = [
     "Measured",
     "Methods",
     "is_control",
+    "selected",
     "shown",
 ]
 
@@ -195,21 +196,21 @@ class Methods:
 
     def base(self) -> Measured | None:
         """The model as it is; None before anything was measured."""
-        return self._select(BASE, self.study.sweep("facts"), lambda result, split: result.at(BASE, 0.0, split))
+        return selected(BASE, self.study.sweep("facts"), lambda result, split: result.at(BASE, 0.0, split))
 
     def at(
         self, label: str, kl: float = PRIMARY_COST, sign: float = AGAINST, sweep: str | None = None
     ) -> Measured | None:
         """A method at a KL divergence on one side of k = 0; a system prompt at its own. None where it was not measured."""
         if is_prompt(label):
-            return self._select(label, self._of(label), lambda result, split: result.at(label, sign, split))
+            return selected(label, self._of(label), lambda result, split: result.at(label, sign, split))
         results = self._of(label) if sweep is None else self.study.sweep(sweep)
-        return self._select(label, results, lambda result, split: result.aimed(label, kl, sign, split))
+        return selected(label, results, lambda result, split: result.aimed(label, kl, sign, split))
 
     def at_ks(self, label: str, ks: Mapping[int, float], sweep: str) -> Measured | None:
         """A method at one strength of each seed in one sweep, 0 for the base; None where it was not measured."""
         results = {seed: one for seed, one in self.study.sweep(sweep).items() if seed in ks}
-        return self._select(label, results, lambda result, split: result.at(label, ks[result.seed], split))
+        return selected(label, results, lambda result, split: result.at(label, ks[result.seed], split))
 
     def in_favour(self, label: str, kl: float = PRIMARY_COST) -> Measured | None:
         """A control on that side of k = 0, for each seed, where the main figure rises more; other methods as `at` has them."""
@@ -228,7 +229,7 @@ class Methods:
 
     def picked(self, label: str) -> Measured | None:
         """A method at the strength that each seed picked within the budget; the base where it picked none."""
-        return self._select(
+        return selected(
             label, self._of(label), lambda result, split: result.at(label, result.picks.get(label, 0.0), split)
         )
 
@@ -267,14 +268,19 @@ class Methods:
                 return held
         return {}
 
-    def _select(
-        self, label: str, results: Mapping[int, Result], find: Callable[[Result, Split], Point | None]
-    ) -> Measured | None:
-        points, bases = {}, {}
-        splits: tuple[Split, Split] = ("validation", "test")
-        for seed, result in results.items():
-            mine = {split: point for split in splits if (point := find(result, split)) is not None}
-            before = {split: point for split in splits if (point := result.at(BASE, 0.0, split)) is not None}
-            if len(mine) == len(before) == len(splits):
-                points[seed], bases[seed] = mine, before
-        return Measured(label, points, bases) if points else None
+
+def selected(
+    label: str,
+    results: Mapping[int, Result],
+    find: Callable[[Result, Split], Point | None],
+    before: Callable[[Result, Split], Point | None] = lambda result, split: result.at(BASE, 0.0, split),
+) -> Measured | None:
+    """What `find` finds in results, beside what `before` does, over the seeds that have both on both splits; None without any."""
+    points, bases = {}, {}
+    splits: tuple[Split, Split] = ("validation", "test")
+    for seed, result in results.items():
+        mine = {split: point for split in splits if (point := find(result, split)) is not None}
+        prior = {split: point for split in splits if (point := before(result, split)) is not None}
+        if len(mine) == len(prior) == len(splits):
+            points[seed], bases[seed] = mine, prior
+    return Measured(label, points, bases) if points else None

@@ -32,6 +32,7 @@ from experiments.study.methods import (
 from experiments.study.monitoring import monitoring_file
 from experiments.study.parts import parts_section
 from experiments.study.plots import plot_costs, plot_methods
+from experiments.study.repaired import repair_section
 from experiments.study.results import Item, Study
 from experiments.study.settings import FULL, PRIMARY_COST, Amounts
 from experiments.study.sweeps import BUDGET, SWEEPS
@@ -42,7 +43,7 @@ from wsmerge.steering.sweep.results import BASE
 __all__ = ["write_report"]
 
 TIMES_FOLDER: Final = "times"
-TIMED: Final = ("directions", "sweeps", "monitoring", "parts")
+TIMED: Final = ("directions", "sweeps", "repair", "monitoring", "parts")
 """Parts whose time counts; the report, which takes seconds, is written before its own time is."""
 ALLOWED_HOURS: Final = 6
 
@@ -113,6 +114,7 @@ def _lines(methods: Methods, amounts: Amounts, report: Path) -> Iterator[str]:
     yield from _controls(methods, weights)
     yield from _picks(methods)
     yield from _spoken(methods)
+    yield from repair_section(study, amounts)
     yield from monitoring_section(monitoring_file(study.folder), report)
     yield from parts_section(methods, amounts)
     yield "## What a sceptic would still say\n"

@@ -2,14 +2,15 @@
 
     {"sweep": "facts", "seed": 0,
      "items": {"test": {"facts": [ID, ...], "domains": [DOMAIN, ...], "wordings": [NAME, ...]}, ...},
-     "clusters": {"test": [[FACT, WORDING], ...], ...},
+     "clusters": {"test": [[FACT, WORDING], ...], ...}, "other_clusters": {MEASURE: {"test": [[...], ...], ...}, ...},
      "picks": [...], "layers": {METHOD: LAYER}, "notes": [...],
      "points": [{"method": "weights", "k": -0.5, "split": "test", "kl_aimed_at": [0.04], "figures": {NAME: {...}}}, ...]}
 
-An item is a fact in a wording, by their numbers in `clusters`; a fact's domain stands where its id does. A figure has a role, a
+An item is a fact in a wording, by their numbers in `clusters`; a fact's domain stands where its id does. The items of measures
+other than `facts` have their clusters in `other_clusters`. A figure has a role, a
 kind and `values`: shares as one character an item (1, 0, and `.` where an item has no value), others as numbers with six
-significant digits; a perplexity has `tokens` beside its nats. `clustered` says how many times over the items of the split it
-has; a figure without it is of other items, which have no clusters.
+significant digits; a perplexity has `tokens` beside its nats. `clustered` says how many times over the items of its measure it
+has; a figure without it is of items that have no clusters.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from wsmerge.steering.sweep.hints import load_hints
 from wsmerge.steering.sweep.items import Split
 from wsmerge.steering.sweep.journal import JOURNAL_FILE
 from wsmerge.steering.sweep.measuring import Hints
-from wsmerge.steering.sweep.results import BASE
+from wsmerge.steering.sweep.results import BASE, FINE_TUNE
 from wsmerge.steering.sweep.samples import Samples
 
 __all__ = ["RESULTS", "Item", "Point", "Result", "Study", "gather"]
@@ -99,11 +100,11 @@ class Result:
     @property
     def methods(self) -> tuple[str, ...]:
         """Their labels, in the sweep's order."""
-        return tuple(dict.fromkeys(point.method for point in self.points if point.method != BASE))
+        return tuple(dict.fromkeys(point.method for point in self.points if point.method not in {BASE, FINE_TUNE}))
 
     def at(self, method: str, k: float, split: Split) -> Point | None:
-        """A method at a strength, the base for 0; None where it was not measured or broke."""
-        name = method if k else BASE
+        """A method at a strength, the base for 0, or the fine-tune that is repaired; None where it was not measured or broke."""
+        name = method if k or method == FINE_TUNE else BASE
         found = (one for one in self.points if (one.method, one.k, one.split) == (name, k, split) and one.figures)
         return next(found, None)
 
@@ -154,7 +155,8 @@ def gather(out: Path, name: str, seed: int, results: Path) -> Path:
     made = json.loads((folder / JSON_FILE).read_bytes())
     journal = _journal(folder / JOURNAL_FILE)
     items = _items(made, folder)
-    clusters: dict[Split, Clusters] = {}
+    measures = [*made["settings"]["measures"]]
+    clusters: dict[str, dict[Split, Clusters]] = {name: {} for name in measures}
     points = []
     for point in made["points"]:
         method, k, split = point["method"], point["k"], point["split"]
@@ -166,25 +168,32 @@ def gather(out: Path, name: str, seed: int, results: Path) -> Path:
                 hint="run the sweep to its end",
             )
         figures = {figure: Samples.from_json(one) for figure, one in journal[key].items()}
-        for one in figures.values():
-            if one.clusters is not None and (split not in clusters or len(one.clusters) < len(clusters[split])):
-                clusters[split] = one.clusters
+        for figure, one in figures.items():
+            if one.clusters is not None:
+                of_measure = clusters[_measure_of(figure, measures)]
+                if split not in of_measure or len(one.clusters) < len(of_measure[split]):
+                    of_measure[split] = one.clusters
         points.append(({field: point[field] for field in _POINT if field in point}, figures))
+    of_facts = clusters.get(MEASURE, {})
     for split, asked in items.items():
-        if split in clusters and len(clusters[split]) != len(asked):
+        if split in of_facts and len(of_facts[split]) != len(asked):
             raise OutputError(f"{split}: has other items than the sweep's files", where=str(folder / JOURNAL_FILE))
     told = {
         "sweep": name,
         "seed": seed,
-        "items": {split: _named(items[split], owners) for split, owners in clusters.items()},
-        "clusters": {split: owners.tolist() for split, owners in clusters.items()},
+        "items": {split: _named(items[split], owners) for split, owners in of_facts.items()},
+        "clusters": _listed(of_facts),
+        "other_clusters": {name: _listed(held) for name, held in clusters.items() if held and name != MEASURE},
         **{field: made[field] for field in ("picks", "layers", "notes")},
     }
     lines = [
         json.dumps(
             {
                 **point,
-                "figures": {figure: _figure(one, clusters.get(point["split"])) for figure, one in figures.items()},
+                "figures": {
+                    figure: _figure(one, clusters.get(_measure_of(figure, measures), {}).get(point["split"]))
+                    for figure, one in figures.items()
+                },
             }
         )
         for point, figures in points
@@ -208,7 +217,12 @@ def read(file: Path) -> Result:
     """
     try:
         told = json.loads(file.read_bytes())
-        clusters = {split: np.asarray(owners, np.int64) for split, owners in told["clusters"].items()}
+        # Results that were gathered before there were other measures have no clusters of them.
+        listed = {MEASURE: told["clusters"], **told.get("other_clusters", {})}
+        clusters = {
+            name: {split: np.asarray(owners, np.int64) for split, owners in held.items()}
+            for name, held in listed.items()
+        }
         points = tuple(
             Point(
                 point["method"],
@@ -216,11 +230,14 @@ def read(file: Path) -> Result:
                 told["layers"].get(point["method"]),
                 point["split"],
                 tuple(point.get("kl_aimed_at", ())),
-                {name: _samples(one, clusters.get(point["split"])) for name, one in point["figures"].items()},
+                {
+                    name: _samples(one, clusters.get(_measure_of(name, [*clusters]), {}).get(point["split"]))
+                    for name, one in point["figures"].items()
+                },
             )
             for point in told["points"]
         )
-        items = {split: _asked(told["items"][split], owners) for split, owners in clusters.items()}
+        items = {split: _asked(told["items"][split], owners) for split, owners in clusters[MEASURE].items()}
         picks = {pick["method"]: pick["strength"] for pick in told["picks"]}
         return Result(told["sweep"], told["seed"], points, items, picks, told["layers"], tuple(told["notes"]))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -243,7 +260,9 @@ def _journal(file: Path) -> dict[_Key, dict[str, Any]]:
 
 
 def _items(made: Mapping[str, Any], folder: Path) -> Mapping[Split, Sequence[Item]]:
-    """What the sweep asked, from its own settings."""
+    """What the sweep asked of facts, from its own settings; nothing where it has no such measure."""
+    if MEASURE not in made["settings"]["measures"]:
+        return {}
     told = dict(made["settings"]["measures"][MEASURE]["hints"])
     if told.get("answers", "choice") == "choice":
         told.pop("max_new_tokens", None)  # the results have what holds where nothing is said, the settings refuse it
@@ -252,6 +271,15 @@ def _items(made: Mapping[str, Any], folder: Path) -> Mapping[Split, Sequence[Ite
         split: [Item(one.fact.id, one.fact.domain, one.wording.name) for one in asked]
         for split, asked in scorer.items.items()
     }
+
+
+def _measure_of(figure: str, measures: Sequence[str]) -> str:
+    """The measure that a figure is of, by its name; the figure's own name where it is of none."""
+    return max((name for name in measures if figure == name or figure.startswith(f"{name} ")), key=len, default=figure)
+
+
+def _listed(clusters: Mapping[Split, Clusters]) -> dict[Split, list[Any]]:
+    return {split: owners.tolist() for split, owners in clusters.items()}
 
 
 def _named(items: Sequence[Item], clusters: Clusters) -> dict[str, list[str]]:
@@ -284,6 +312,8 @@ def _figure(samples: Samples, clusters: Clusters | None) -> dict[str, Any]:
 def _samples(told: Mapping[str, Any], clusters: Clusters | None) -> Samples:
     values = told["values"]
     held = [math.nan if one == "." else float(one) for one in values] if isinstance(values, str) else values
+    if "clustered" in told and clusters is None:
+        raise LookupError("the items of a figure have no clusters")
     owners = None if "clustered" not in told or clusters is None else _tiled(clusters, told["clustered"])
     tokens = np.asarray(told["tokens"], np.float64) if "tokens" in told else np.ones(len(held))
     return Samples(told["role"], told["kind"], np.asarray(held, np.float64), tokens, owners)

@@ -32,6 +32,7 @@ class Amounts:
         runs: fine-tunes of each task and kind that monitoring watches.
         run_rows: rows of each.
         run_steps: optimiser steps of each.
+        refusal_seeds: those of `seeds` that refusals are measured of.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -47,6 +48,7 @@ class Amounts:
     runs: int = 6
     run_rows: int = 128
     run_steps: int = 32
+    refusal_seeds: tuple[int, ...] = (0, 1, 2)
 
 
 FULL: Final = Amounts()
@@ -64,5 +66,6 @@ QUICK: Final = Amounts(
     runs=2,
     run_rows=16,
     run_steps=2,
+    refusal_seeds=(0,),
 )
 """Enough to see that every part runs; its figures mean nothing."""

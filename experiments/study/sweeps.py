@@ -21,7 +21,18 @@ from experiments.study.training import DIRECTIONS, Say, direction_name
 from wsmerge.registry import Registry
 from wsmerge.steering.sweep.journal import PointKey
 
-__all__ = ["PROMPTS", "SWEEPS", "Made", "result_file", "run_sweeps", "seeds_of", "sweep_folder", "sweep_settings"]
+__all__ = [
+    "FLATTERY",
+    "PROMPTS",
+    "SWEEPS",
+    "Made",
+    "at_costs",
+    "result_file",
+    "run_sweeps",
+    "seeds_of",
+    "sweep_folder",
+    "sweep_settings",
+]
 
 Made = Callable[[Amounts, int], dict[str, Any]]
 """The settings of a sweep of one seed, but for its base; bfloat16 where they do not say."""
@@ -101,9 +112,9 @@ def write_passages(folder: Path) -> None:
 def _facts(amounts: Amounts, seed: int) -> dict[str, Any]:
     name, pairs = direction_name(seed), f"../../data/train-{seed}.jsonl"
     poles = f"../../directions/{name}"
-    less = _at(amounts.other_costs, "minus")
+    less = at_costs(amounts.other_costs, "minus")
     methods: list[dict[str, Any]] = [
-        {"label": "weights", "weights": name, "k": _at(amounts.costs, "both")},
+        {"label": "weights", "weights": name, "k": at_costs(amounts.costs, "both")},
         {"label": "plus pole", "adapter": f"{poles}/plus", "k": less},
         {"label": "minus pole", "adapter": {"path": f"{poles}/minus", "negated": True}, "k": less},
         {"label": "first token", "first_token": {"pairs": pairs}, "k": less},
@@ -114,7 +125,7 @@ def _facts(amounts: Amounts, seed: int) -> dict[str, Any]:
             for name in PROMPTS
         ]
         formality = str((DIRECTIONS / "formality").resolve())
-        methods.append({"label": "formality", "weights": formality, "k": _at((PRIMARY_COST,), "both")})
+        methods.append({"label": "formality", "weights": formality, "k": at_costs((PRIMARY_COST,), "both")})
     return sweep_settings(amounts, methods)
 
 
@@ -122,7 +133,7 @@ def _activations(amounts: Amounts, seed: int) -> dict[str, Any]:
     limit = {} if amounts.activation_pairs is None else {"items": amounts.activation_pairs}
     activation = {"pairs": f"../../data/train-{seed}.jsonl", **limit}
     choose = {"candidates": list(amounts.layers), "choose_at": {"kl": PRIMARY_COST}}
-    less = _at(amounts.other_costs, "minus")
+    less = at_costs(amounts.other_costs, "minus")
     methods = [
         {"label": "activations, one layer", "activation": {**activation, **choose}, "k": less},
         {"label": "activations, all layers", "activation": {**activation, "layer": "all"}, "k": less},
@@ -132,18 +143,18 @@ def _activations(amounts: Amounts, seed: int) -> dict[str, Any]:
 
 def _biases(amounts: Amounts, seed: int) -> dict[str, Any]:
     name = direction_name(seed, bias=True)
-    methods = [{"label": "biases", "weights": name, "k": _at(amounts.other_costs, "minus")}]
+    methods = [{"label": "biases", "weights": name, "k": at_costs(amounts.other_costs, "minus")}]
     return {**sweep_settings(amounts, methods), "base": f"../../directions/{name}/base"}
 
 
 def _controls(amounts: Amounts, seed: int) -> dict[str, Any]:
-    methods = [{"label": "weights", "weights": direction_name(seed), "k": _at((PRIMARY_COST,), "both")}]
+    methods = [{"label": "weights", "weights": direction_name(seed), "k": at_costs((PRIMARY_COST,), "both")}]
     controls = {"draws": 1, "seed": seed, "kinds": ["subspaces", "isotropic"]}
     return {**sweep_settings(amounts, methods), "controls": controls}
 
 
 def _spoken(amounts: Amounts, seed: int) -> dict[str, Any]:
-    methods = [{"label": "weights", "weights": direction_name(seed), "k": _at((PRIMARY_COST,), "both")}]
+    methods = [{"label": "weights", "weights": direction_name(seed), "k": at_costs((PRIMARY_COST,), "both")}]
     made = sweep_settings(amounts, methods)
     spoken = {**made["measures"]["facts"]["hints"], "answers": "text", "max_new_tokens": 24, "items": amounts.spoken}
     return {**made, "measures": {"facts": {"role": "behaviour", "hints": spoken}}}
@@ -187,5 +198,6 @@ def _told(say: Say) -> Callable[[PointKey], None]:
     return told
 
 
-def _at(costs: Sequence[float], signs: str) -> dict[str, Any]:
+def at_costs(costs: Sequence[float], signs: str) -> dict[str, Any]:
+    """The strengths that have these KL divergences from k = 0."""
     return {"kl": list(costs), "signs": signs}

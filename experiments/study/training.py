@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,15 @@ from wsmerge.registry import Registry
 from wsmerge.steering.embedded import EMBEDDED_MODEL
 from wsmerge.steering.training import Step
 
-__all__ = ["DIRECTIONS", "Say", "direction_name", "train_directions", "write_rows"]
+__all__ = [
+    "DIRECTIONS",
+    "Say",
+    "direction_name",
+    "direction_settings",
+    "train_direction",
+    "train_directions",
+    "write_rows",
+]
 
 Say = Callable[[str], None]
 
@@ -49,22 +57,28 @@ def rows_file(out: Path, seed: int) -> Path:
 def train_directions(out: Path, base: Path, store: Registry, amounts: Amounts, say: Say) -> None:
     """Train and publish what is not in the store."""
     write_rows(out, amounts)
-    there = {entry.name for entry in store.list()}
     for seed in amounts.seeds:
         for bias in (False, True):
-            name = direction_name(seed, bias=bias)
-            if name in there:
-                continue
-            folder = out / "directions" / name
-            file = folder.with_suffix(".yaml")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(yaml.safe_dump(_settings(name, seed, amounts, bias=bias), sort_keys=False))
-            say(f"training {name}")
-            with wsmerge.train(file, out=folder, base=base, to=store, resume=True, progress=_told(say)):
-                pass
+            settings = direction_settings(direction_name(seed, bias=bias), seed, amounts, bias=bias)
+            train_direction(out, base, store, settings, say)
 
 
-def _settings(name: str, seed: int, amounts: Amounts, *, bias: bool) -> dict[str, Any]:
+def train_direction(out: Path, base: Path, store: Registry, settings: Mapping[str, Any], say: Say) -> None:
+    """Train and publish a direction that is not in the store."""
+    name = settings["name"]
+    if name in {entry.name for entry in store.list()}:
+        return
+    folder = out / "directions" / name
+    file = folder.with_suffix(".yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump({**settings}, sort_keys=False))
+    say(f"training {name}")
+    with wsmerge.train(file, out=folder, base=base, to=store, resume=True, progress=_told(say)):
+        pass
+
+
+def direction_settings(name: str, seed: int, amounts: Amounts, *, bias: bool = False) -> dict[str, Any]:
+    """How a direction is trained; the rows and the behaviour are those of sycophancy."""
     method = {"method": "bias", "add_biases": True} if bias else {"rank": RANK, "alpha": ALPHA, "dtype": "bfloat16"}
     return {
         "name": name,
