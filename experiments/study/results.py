@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.study.sweeps import result_file, seeds_of, sweep_folder
+from experiments.study.training import DIRECTIONS
 from wsmerge.errors import OutputError, UsageError
 from wsmerge.steering.sweep.files import JSON_FILE
 from wsmerge.steering.sweep.hints import load_hints
@@ -184,7 +185,9 @@ def gather(out: Path, name: str, seed: int, results: Path) -> Path:
         "items": {split: _named(items[split], owners) for split, owners in of_facts.items()},
         "clusters": _listed(of_facts),
         "other_clusters": {name: _listed(held) for name, held in clusters.items() if held and name != MEASURE},
-        **{field: made[field] for field in ("picks", "layers", "notes")},
+        **{field: made[field] for field in ("picks", "layers")},
+        # A bundled direction goes by its folder in a sweep.
+        "notes": [note.replace(f"{DIRECTIONS}/", "") for note in made["notes"]],
     }
     lines = [
         json.dumps(
