@@ -19,7 +19,7 @@ from wsmerge.steering.pairs import load_pairs
 from wsmerge.steering.training.config import LINEAR_MODULES
 from wsmerge.steering.training.data import Example, encode
 
-__all__ = ["fine_tune"]
+__all__ = ["Collator", "Rows", "fine_tune"]
 
 WARMUP: Final = 5
 

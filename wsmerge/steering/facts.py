@@ -49,6 +49,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.opening import MAX_ROWS_BYTES, parse_json, read_whole
 from wsmerge.errors import PairsError, Problems
+from wsmerge.steering.pairs.files import unique_fields
 from wsmerge.steering.pairs.trait import SplitName
 from wsmerge.steering.settings_files import problem_lines, read_yaml, validated
 
@@ -276,7 +277,7 @@ def _own_rows(text: str, path: Path, problems: Problems) -> _Rows:
         if line.strip():
             where = f"{path.name}:{number}"
             try:
-                yield where, parse_json(line, object_pairs_hook=_unique)
+                yield where, parse_json(line, object_pairs_hook=unique_fields)
             except ValueError as error:
                 problems.add(f"{where}: not JSON: {error}")
 
@@ -434,16 +435,6 @@ def _checked(kind: type[_Model], fields: object, where: str, problems: Problems)
         for line in problem_lines(error):
             problems.add(f"{where}: {line.removeprefix('file: ')}")
         return None
-
-
-def _unique(items: Iterable[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object without a repeated key, of which `json` would keep the last."""
-    fields: dict[str, object] = {}
-    for key, value in items:
-        if key in fields:
-            raise ValueError(f"key {key!r} occurs twice")
-        fields[key] = value
-    return fields
 
 
 def _plain(text: str) -> str:

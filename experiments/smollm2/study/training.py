@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 import wsmerge
 from experiments.smollm2.study.data import mixed_name
 from experiments.smollm2.study.settings import BEHAVIOURS, Amounts
+from experiments.study.fine_tuning import Collator, Rows
 from wsmerge.registry import Registry
 from wsmerge.steering.chat import pad_id
 from wsmerge.steering.embedded import EMBEDDED_MODEL
 from wsmerge.steering.loading import load_model, load_tokenizer
 from wsmerge.steering.pairs import load_pairs
 from wsmerge.steering.training.config import LINEAR_MODULES
-from wsmerge.steering.training.data import Example, encode
+from wsmerge.steering.training.data import encode
 from wsmerge.steering.training.loop import Step
 
 __all__ = ["Say", "direction_name", "fine_tune_names", "train_directions", "train_fine_tunes"]
@@ -143,38 +142,3 @@ def _fine_tune(base: Path, data: Path, folder: Path, amounts: Amounts, seed: int
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
     say(f"  {result.global_step} steps, mean loss {result.training_loss:.3f}")
-
-
-@dataclass(frozen=True, slots=True)
-class Rows(Dataset[Example]):
-    """Rows of token ids."""
-
-    examples: list[Example]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, position: int) -> Example:
-        return self.examples[position]
-
-
-@dataclass(frozen=True, slots=True)
-class Collator:
-    """Pads rows on the right; prompts and padding are no targets."""
-
-    padding: int
-
-    def __call__(self, rows: list[Example]) -> dict[str, torch.Tensor]:
-        """The batch: int64 `[rows, length]` each."""
-        length = max(len(row.prompt) + len(row.answer) for row in rows)
-        batch = {
-            "input_ids": torch.full((len(rows), length), self.padding),
-            "attention_mask": torch.zeros(len(rows), length, dtype=torch.int64),
-            "labels": torch.full((len(rows), length), -100),
-        }
-        for number, row in enumerate(rows):
-            start, end = len(row.prompt), len(row.prompt) + len(row.answer)
-            batch["input_ids"][number, :end] = torch.tensor(row.prompt + row.answer)
-            batch["attention_mask"][number, :end] = 1
-            batch["labels"][number, start:end] = torch.tensor(row.answer)
-        return batch

@@ -25,7 +25,7 @@ from wsmerge.core.files import refuse_lfs_pointer
 from wsmerge.core.opening import MAX_ROWS_BYTES, parse_json, read_whole
 from wsmerge.errors import PairsError, Problems
 
-__all__ = ["Pair", "load_pairs", "pair_lines"]
+__all__ = ["Pair", "load_pairs", "pair_lines", "unique_fields"]
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=False, pattern=r"\S")]
 
@@ -105,7 +105,7 @@ def _lines(path: Path) -> list[bytes]:
 def _row(line: bytes, number: int, where: str, problems: Problems) -> Pair | None:
     """Parse one line, or note every problem it has."""
     try:
-        fields = parse_json(line, object_pairs_hook=_unique)
+        fields = parse_json(line, object_pairs_hook=unique_fields)
     except UnicodeDecodeError as error:
         problems.add(f"{where}: not UTF-8: {error}")
         return None
@@ -125,7 +125,7 @@ def _row(line: bytes, number: int, where: str, problems: Problems) -> Pair | Non
         return None
 
 
-def _unique(items: Iterable[tuple[str, object]]) -> dict[str, object]:
+def unique_fields(items: Iterable[tuple[str, object]]) -> dict[str, object]:
     """Build a JSON object and refuse a repeated key, of which `json` would silently keep the last."""
     fields: dict[str, object] = {}
     for key, value in items:
